@@ -1,0 +1,51 @@
+# make quickstart    train on the built-in digits, on a machine that has only Python and make
+# make test          the whole suite
+# make lint          style and types
+# make test-timm     timm's own model tests over our models
+# make clean         everything these made, runs excepted
+#
+# PYTHON=... chooses the interpreter, VENV=... the environment, JOBS=... the test processes.
+
+PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint test-timm clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/t2t-vit compare digits --models t2t_vit_7 t2t_vit_7_no_t2t --output runs/quickstart --resume
+	@echo "The table and the picture are in runs/quickstart. Next: $(BIN)/t2t-vit --help"
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# timm's version is the installed one. Only its tests are unpacked: its package would hide the installed one.
+test-timm: $(VENV)/installed-dev
+	set -e; release=timm-$$($(BIN)/python -c 'from importlib.metadata import version; print(version("timm"))'); \
+	test -f .cache/$$release.tar.gz || $(BIN)/pip download --dest .cache --no-deps --no-binary timm timm==$${release#timm-}; \
+	tar -xzf .cache/$$release.tar.gz -C .cache $$release/pyproject.toml $$release/tests; \
+	PYTHONPATH=tests/timm_suite OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -p timm_suite \
+		-c .cache/$$release/pyproject.toml .cache/$$release/tests/test_models.py
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+
+# The stamps are older than what they were made from when that changes, and then make installs again.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "t2t-vit needs Python 3.11 or 3.12. Found none; name yours: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,59 @@
+"""Tokens-to-Token ViT for timm and PyTorch (Yuan et al., ICCV 2021, https://arxiv.org/abs/2101.11986).
+
+Importing this package registers its models with timm, in whichever order the two are imported:
+
+    import t2t_vit, timm
+    model = timm.create_model("t2t_vit_14", num_classes=10)
+
+torch is imported only when one of the names below is first used, which keeps `t2t-vit --help` quick.
+Every registered model is also a function here: `t2t_vit.t2t_vit_14(num_classes=10)`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from t2t_vit import errors, registration
+
+if TYPE_CHECKING:
+    from t2t_vit.models.t2t_vit import T2TViT
+    from t2t_vit.models.tokens import TokensToToken
+    from t2t_vit.models.variants import create_model, list_models
+    from t2t_vit.models.weights import load_checkpoint, load_for_transfer_learning
+
+__version__ = "0.1.0"
+__all__ = [
+    "T2TViT",
+    "TokensToToken",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "load_for_transfer_learning",
+]
+
+_HOMES = {
+    "T2TViT": "t2t_vit.models.t2t_vit",
+    "TokensToToken": "t2t_vit.models.tokens",
+    "create_model": "t2t_vit.models.variants",
+    "list_models": "t2t_vit.models.variants",
+    "load_checkpoint": "t2t_vit.models.weights",
+    "load_for_transfer_learning": "t2t_vit.models.weights",
+}
+
+registration.register_with_timm()
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported from its home on first use (PEP 562)."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name.startswith("t2t_vit_"):
+        variants = importlib.import_module("t2t_vit.models.variants")
+        if name in variants.VARIANTS:
+            return getattr(variants, name)
+        raise AttributeError(errors.closest(name, variants.VARIANTS, "model"))
+    raise AttributeError(f"module 't2t_vit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,124 @@
+"""The command line: each command is a config class and a function that gets its instance, both named, not imported.
+
+So `t2t-vit --help` imports neither torch nor any command, and `t2t-vit train --help` only the module of its config.
+"""
+
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from t2t_vit import __version__
+from t2t_vit.errors import UserError, closest
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `t2t-vit`.
+
+    Attributes:
+        config: "module:class" of its config, see `options`; the module must not import torch.
+        run: "module:function" that gets the config, and returns None or an exit code.
+        summary: what the command does, in one line.
+        example: its words after `t2t-vit`, ready to be pasted.
+    """
+
+    config: str
+    run: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "train": Command(
+        "t2t_vit.training.config:TrainConfig",
+        "t2t_vit.training.loop:train",
+        "train a model from scratch",
+        "train digits --model t2t_vit_7 --epochs 20 --output runs/digits",
+    ),
+    "eval": Command(
+        "t2t_vit.training.config:EvalConfig",
+        "t2t_vit.training.evaluate:evaluate_command",
+        "accuracy of a checkpoint on labelled images",
+        "eval digits --checkpoint runs/digits/best.pt",
+    ),
+    "predict": Command(
+        "t2t_vit.deploy.config:PredictConfig",
+        "t2t_vit.deploy.predict:predict",
+        "labels of images, with their probabilities",
+        "predict cat.jpg dog.jpg --checkpoint runs/pets/best.pt",
+    ),
+    "compare": Command(
+        "t2t_vit.insight.config:CompareConfig",
+        "t2t_vit.insight.compare:compare",
+        "what models cost and, given data, how well each learns it",
+        "compare digits --models t2t_vit_7 t2t_vit_7_no_t2t",
+    ),
+    "models": Command(
+        "t2t_vit.insight.config:ModelsConfig",
+        "t2t_vit.insight.complexity:models",
+        "the table of models",
+        "models",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after `t2t-vit`; by default those of this process.
+
+    Returns:
+        The exit code: 0 done, 2 the user's mistake, told in one line; 130 interrupted by Ctrl-C, 141 the reader of
+        the output has gone, both silent as the shell's own tools are. Any other error is ours and passes through.
+    """
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # here, where a broken pipe is caught, and not when Python shuts down
+        return code
+    except UserError as error:
+        print("t2t-vit: error:", *str(error).splitlines(), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more when it ends, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str]) -> int:
+    name, *words = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"t2t-vit {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"{closest(name, COMMANDS, 'command')} See t2t-vit --help.")
+
+    # Before torch starts its threads: by default they spin while they wait for one another, and where workers or other
+    # programs share the cores that makes training several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    from t2t_vit.options import parse  # here, so that `t2t-vit --help` does not wait for argparse
+
+    command = COMMANDS[name]
+    config_class = pkgutil.resolve_name(command.config)
+    config = parse(config_class, words, prog=f"t2t-vit {name}", epilog=f"Example: t2t-vit {command.example}")
+    return pkgutil.resolve_name(command.run)(config) or 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items())
+    return f"""usage: t2t-vit COMMAND ... | --help | --version
+
+Tokens-to-Token ViT: train it, compare it, use it.
+
+{commands}
+
+t2t-vit COMMAND --help shows the flags of one. Try: t2t-vit {COMMANDS["train"].example}"""

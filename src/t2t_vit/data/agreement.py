@@ -1,0 +1,137 @@
+"""Whether the labels of the validation images mean what those of the training images mean.
+
+A linear classifier of tiny copies of the images needs seconds and knows little, but it need not know much: where it
+finds the labels of training images that it has not seen, it must find those of validation images about as often.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import cross_val_predict
+
+NUM_FOLDS = 4
+MIN_VAL = 10
+# Standard errors. A false alarm needs val to fall this far below held-out training images by chance.
+CLEARLY, BARELY = 4.0, 2.5
+
+Verdict = Literal["agree", "unrelated", "permuted", "unclear"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a simple classifier that learnt from training images finds the labels.
+
+    Attributes:
+        train_percent: of training images that it was not fitted on.
+        val_percent: of validation images.
+        chance_percent: of validation images, were its answers dealt out at random.
+        verdict: "unrelated" and "permuted" are a reason to look at the data; "unclear" is when the classifier is no
+            better than guessing, or there are too few images, so that nothing is known.
+        renamed: where permuted, labels of validation images, each with the training label that they look like.
+    """
+
+    train_percent: float
+    val_percent: float
+    chance_percent: float
+    verdict: Verdict
+    renamed: tuple[tuple[int, int], ...] = ()
+
+
+def tiny_copy(image: Image.Image) -> np.ndarray:
+    """What the classifier sees of an RGB image: 16 x 16 pixels, (768,), uint8."""
+    return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).reshape(-1)
+
+
+def check_agreement(
+    train_copies: np.ndarray, train_labels: np.ndarray, val_copies: np.ndarray, val_labels: np.ndarray
+) -> Agreement | None:
+    """Fits the classifier on training images and compares.
+
+    Args:
+        train_copies: tiny copies, (N, 768), neighbours in the data set beside each other: they may be alike, as
+            frames of a video are, and then must be held out together.
+        train_labels: (N,).
+        val_copies: as train_copies, of validation images.
+        val_labels: as train_labels.
+
+    Returns:
+        The comparison over the classes with images enough; None where that is not two of them.
+    """
+    train_counts, val_counts = np.bincount(train_labels), np.bincount(val_labels)
+    classes = np.intersect1d(np.flatnonzero(train_counts >= NUM_FOLDS), np.flatnonzero(val_counts))
+    in_train, in_val = np.isin(train_labels, classes), np.isin(val_labels, classes)
+    if len(classes) < 2 or in_val.sum() < MIN_VAL:
+        return None
+    x, y = train_copies[in_train] / 255, np.searchsorted(classes, train_labels[in_train])
+    val_x, val_y = val_copies[in_val] / 255, np.searchsorted(classes, val_labels[in_val])
+    classifier = RidgeClassifier(alpha=10)
+    held_out = _Answers(y, cross_val_predict(classifier, x, y, cv=NUM_FOLDS))
+    val = _Answers(val_y, classifier.fit(x, y).predict(val_x))
+
+    verdict: Verdict = "agree"
+    renamed: tuple[tuple[int, int], ...] = ()
+    if held_out.errors_above_chance < CLEARLY:
+        verdict = "unclear"
+    elif pairs := _permutation(val, held_out):
+        verdict, renamed = "permuted", tuple((int(classes[old]), int(classes[new])) for old, new in pairs)
+    elif val.errors_above_chance < BARELY and _errors_between(held_out, val) > CLEARLY:
+        verdict = "unrelated"
+    return Agreement(100 * held_out.share, 100 * val.share, 100 * val.chance, verdict, renamed)
+
+
+class _Answers:
+    """Labels beside a classifier's answers, each (N,), from 0.
+
+    Attributes:
+        share: of right answers.
+        chance: the share to expect were the same answers dealt out at random.
+        errors_above_chance: how far the share is above, in standard errors of that dealing.
+    """
+
+    def __init__(self, labels: np.ndarray, answers: np.ndarray) -> None:
+        self.labels, self.answers = labels, answers
+        n, num_classes = len(labels), int(max(labels.max(), answers.max())) + 1
+        # The trace of a table with these margins, of which each with the same margins is as likely.
+        rows, columns = (np.bincount(side, minlength=num_classes).astype(float) for side in (labels, answers))
+        products = rows * columns
+        variance = (n * (products * (n - rows - columns)).sum() + products.sum() ** 2) / (n**2 * (n - 1))
+        self.share, self.chance = float((labels == answers).mean()), float(products.sum() / n**2)
+        self.errors_above_chance = float((self.share - self.chance) * n / max(variance, 1e-9) ** 0.5)
+        self.skill = (self.share - self.chance) / max(1 - self.chance, 1e-9)  # Cohen's kappa: 0 is chance, 1 perfect
+
+
+def _errors_between(higher: _Answers, lower: _Answers) -> float:
+    """How far one share is above another, in standard errors were they the same."""
+    sizes = len(higher.labels), len(lower.labels)
+    share = (higher.share * sizes[0] + lower.share * sizes[1]) / sum(sizes)
+    error = (share * (1 - share) * (1 / sizes[0] + 1 / sizes[1])) ** 0.5
+    return (higher.share - lower.share) / max(error, 1e-9)
+
+
+def _permutation(val: _Answers, held_out: _Answers) -> list[tuple[int, int]]:
+    """The labels that must be renamed for the answers to be right, where that clearly is so; else none.
+
+    Whatever the answers, some permutation fits them better than the labels do. So it is sought on one half of the
+    images and tried on the other, and the other way round.
+    """
+    num_classes = int(held_out.labels.max()) + 1
+    half = np.arange(len(val.labels)) % 2
+    renamed = np.empty_like(val.labels)
+    found = []
+    for side in (0, 1):
+        table = np.zeros((num_classes, num_classes))
+        np.add.at(table, (val.labels[half == side], val.answers[half == side]), 1)
+        table += np.eye(num_classes) / 2  # without a reason to rename, it stays
+        permutation = linear_sum_assignment(table, maximize=True)[1]
+        renamed[half != side] = permutation[val.labels[half != side]]
+        found.append(permutation)
+    gains = int(((renamed == val.answers) & (val.labels != val.answers)).sum())
+    losses = int(((renamed != val.answers) & (val.labels == val.answers)).sum())
+    explained = _Answers(renamed, val.answers)
+    if gains - losses <= CLEARLY * (gains + losses) ** 0.5 or explained.skill < held_out.skill / 2:
+        return []
+    return [(old, int(new)) for old, new in enumerate(found[0]) if old != new == found[1][old]]

@@ -1,0 +1,29 @@
+"""Settings of the commands that look after data."""
+
+from dataclasses import dataclass
+
+from t2t_vit.options import argument, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareImagenetConfig:
+    """Make the ImageNet folders, train/ and val/ by synset, from the three published archives."""
+
+    train_tar: str = option(..., "ILSVRC2012_img_train.tar, a tar of 1,000 tars", metavar="TAR")
+    val_tar: str = option(..., "ILSVRC2012_img_val.tar", metavar="TAR")
+    devkit: str = option(..., "ILSVRC2012_devkit_t12.tar.gz: the classes, and those of the val images", metavar="TAR")
+    output: str = option(..., "folder to fill; a run that was stopped there is continued", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Look at labelled images before training: classes, sizes, whether they can be read and their labels agree."""
+
+    data: str = argument("what to train on, as for train")
+    data_dir: str | None = option(
+        None, "folder of cifar10 and cifar100, by default data; cache of hfds/NAME", metavar="DIR"
+    )
+    val_fraction: float = option(0.2, "share of the images kept for validation where the data has no val/")
+    verify: bool = option(False, "decode every image and list those that cannot be read; any makes the exit code 2")
+    workers: int | None = option(None, "processes that decode for --verify; by default one a core", short="j")
+    json: bool = option(False, "print JSON instead of the report")

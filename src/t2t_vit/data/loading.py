@@ -1,0 +1,249 @@
+"""Batches of augmented images that depend on the seed, the epoch and the position alone.
+
+Neither the number of workers, nor the number of processes, nor a restart in the middle of an epoch changes an image.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import Compose, Grayscale
+
+from t2t_vit.data.sources import ImageSet, UnreadableImage
+from t2t_vit.errors import UserError
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Draw(NamedTuple):
+    """One image of one epoch: the place in the epoch's order, and where the image is in its set."""
+
+    epoch: int
+    position: int
+    image_index: int
+
+
+class Batch(NamedTuple):
+    """What a loader yields. Unreadable images are left out, so that a batch may hold fewer images, or none.
+
+    Attributes:
+        images: normalised, (B, C, H, W), float32.
+        targets: labels, (B,), int64.
+        indices: where the images are in their set, (B,), int64.
+        unreadable: a sentence for each image left out, with its name and the reason.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    unreadable: list[str]
+
+
+class Sample(NamedTuple):
+    image: Tensor  # (C, H, W)
+    target: int
+    image_index: int
+    unreadable: str | None
+
+
+def train_transform(data_config: Mapping[str, Any], *, interpolation: str = "random", **augmentation: Any) -> Transform:
+    """timm's training augmentation, from RGB image to normalised tensor.
+
+    Args:
+        data_config: input_size (C, H, W), mean, std and whatever else timm's data configuration holds.
+        interpolation: of the resizing; "random" takes bilinear or bicubic, as timm's training does.
+        augmentation: arguments of timm.data.create_transform, such as hflip, scale, auto_augment, re_prob, no_aug.
+
+    Raises:
+        UserError: timm does not take these settings.
+    """
+    try:
+        return _transform({**data_config, "interpolation": interpolation, **augmentation, "is_training": True})
+    except AssertionError as error:  # timm's way to refuse what it is asked for
+        raise UserError(f"timm refuses these augmentation settings: {augmentation}. {error}") from error
+
+
+def eval_transform(data_config: Mapping[str, Any]) -> Transform:
+    """timm's resize, centre crop and normalisation, from RGB image to tensor.
+
+    Args:
+        data_config: input_size (C, H, W), mean, std, crop_pct, interpolation: timm's data configuration.
+    """
+    return _transform(data_config)
+
+
+def _transform(settings: Mapping[str, Any]) -> Transform:
+    in_chans = settings["input_size"][0]
+    if in_chans == 3:
+        return create_transform(**settings)
+    if in_chans != 1:
+        raise UserError(f"Images have 3 channels, or 1 in grey, got in_chans={in_chans}.")
+    # timm's loader averages the statistics too where the image has fewer channels than they have.
+    statistics = {key: (fmean(settings[key]),) for key in ("mean", "std")}
+    return Compose([Grayscale(), create_transform(**{**settings, **statistics})])
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """The batches of one epoch after another: the batch sampler of a training loader.
+
+    An epoch's order is a permutation drawn from (seed, epoch). Global batch g is positions g B .. (g + 1) B - 1, and
+    process r of W takes every W-th of them from r on, so that the processes together draw what one alone would. The
+    images that do not fill the last batch are left out, unless they are all there is: then they make one smaller
+    batch, and the processes' shares of it may differ by one.
+
+    Args:
+        num_images: size of the training set.
+        batch_size: B, images in a batch over all processes.
+        seed: of the order.
+        rank: this process, r.
+        world_size: number of processes, W.
+
+    Raises:
+        UserError: when a batch or the images cannot be shared among the processes.
+    """
+
+    def __init__(self, num_images: int, *, batch_size: int, seed: int = 42, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"Expected a batch size that {world_size} process(es) can share evenly, got {batch_size}. "
+                f"Give a multiple of {world_size}."
+            )
+        if num_images < world_size:
+            raise UserError(f"{num_images} training images are too few for {world_size} processes: start fewer.")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.batches_per_epoch = max(1, num_images // batch_size)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, *, start_batch: int = 0) -> None:
+        """What the next iteration yields: the batches of this epoch, from start_batch on."""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.start_batch
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch = self.epoch
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images).tolist()
+        for batch in range(self.start_batch, self.batches_per_epoch):
+            first, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_images)
+            mine = range(first + self.rank, end, self.world_size)
+            yield [Draw(epoch, position, order[position]) for position in mine]
+
+
+def evaluation_batches(num_images: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Draw]]:
+    """The batches of an evaluation: every image once over all processes, in order, none added to fill a batch.
+
+    Args:
+        batch_size: images in a batch of this process.
+    """
+    mine = range(rank, num_images, world_size)
+    return [
+        [Draw(0, index, index) for index in mine[first : first + batch_size]]
+        for first in range(0, len(mine), batch_size)
+    ]
+
+
+class DrawnImages(Dataset[Sample]):
+    """Images by draw, transformed with random numbers that (seed, epoch, position) determine."""
+
+    def __init__(self, images: ImageSet, transform: Transform, *, seed: int = 42) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
+        """The samples of a whole batch, which is how a DataLoader asks for them."""
+        with _random_state_kept():  # once a batch: for a small image it costs a fifth of the time
+            return [self._sample(draw) for draw in draws]
+
+    def _sample(self, draw: Draw) -> Sample:
+        unreadable = None
+        try:
+            image = self.images.load(draw.image_index)
+        except UnreadableImage as error:
+            # A blank one in its place keeps the shape, so that even a batch of none has one.
+            image, unreadable = Image.new("RGB", (32, 32)), str(error)
+        _seed(self.seed, draw.epoch, draw.position)
+        return Sample(self.transform(image), self.images.label(draw.image_index), draw.image_index, unreadable)
+
+
+def _seed(*key: int) -> None:
+    """Starts the CPU random numbers that timm's and torchvision's transforms take: Python's, NumPy's and torch's."""
+    random.seed(" ".join(map(str, key)))  # Python hashes text with SHA-512: near keys give unrelated numbers
+    np.random.seed(random.getrandbits(32))
+    torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed would reseed the GPUs as well
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Whatever is seeded or drawn inside, outside the CPU random numbers go on as if it had not been."""
+    python, numpy, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torch_)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """The readable ones of the samples as one batch."""
+    images = torch.stack([sample.image for sample in samples])
+    targets = torch.tensor([sample.target for sample in samples])
+    indices = torch.tensor([sample.image_index for sample in samples])
+    unreadable = [sample.unreadable for sample in samples if sample.unreadable is not None]
+    if unreadable:
+        keep = torch.tensor([sample.unreadable is None for sample in samples])
+        images, targets, indices = images[keep], targets[keep], indices[keep]
+    return Batch(images, targets, indices, unreadable)
+
+
+def make_loader(
+    dataset: DrawnImages,
+    batches: EpochBatches | Sequence[list[Draw]],
+    *,
+    workers: int | None = None,
+    pin_memory: bool = False,
+) -> "DataLoader[Batch]":
+    """A loader of `Batch`; its workers live as long as it does, across epochs.
+
+    Args:
+        batches: an `EpochBatches`, to be told the epoch before each iteration, or `evaluation_batches`.
+        workers: processes that decode and augment; 0 does it in this one; None is `default_workers`.
+        pin_memory: whether the batches go to a GPU.
+    """
+    workers = default_workers() if workers is None else workers
+    return DataLoader(
+        cast("Dataset[Batch]", dataset),  # torch types a loader by what its samples are, before they are collated
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=collate,
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # its own, or each iteration would take a number from the training's
+    )
+
+
+def default_workers() -> int:
+    """One worker for each core this process may use, shared among the node's processes, 8 at most; none on one core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun sets it
+    return min(share, 8) if share > 1 else 0
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

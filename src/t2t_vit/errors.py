@@ -1,0 +1,22 @@
+"""What a user reads when something they gave is wrong."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the message says what was expected, what came, and what to do."""
+
+
+def closest(name: str, known: Iterable[str], what: str) -> str:
+    """The sentence for an unknown name: the nearest known ones, or all of them when none is near.
+
+    Args:
+        name: what the user wrote.
+        known: the names that exist.
+        what: the kind of thing, such as "model".
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}."
+    return f"Unknown {what} {name!r}. {advice}"

@@ -1,0 +1,213 @@
+"""What networks cost: parameters and multiply-accumulates."""
+
+import copy
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from t2t_vit.errors import UserError
+from t2t_vit.insight.config import ModelsConfig
+from t2t_vit.models.variants import VARIANTS, list_models, resolve_any_name
+
+FROZEN_TABLES = ("pos_embed", "w")
+"""Buffers that stand for weights: the sinusoid table, and the performer's random features."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Complexity:
+    """One network's row; None where a column makes no sense for it, or nobody published a figure.
+
+    Attributes:
+        tokens: kind of T2T module.
+        embed_dim: width of the first block.
+        num_features: width of the last block.
+        depth: number of blocks.
+        img_size: height and width in pixels, at which `macs` holds.
+        parameters: frozen tables included.
+        macs: multiply-accumulates of one image, the attention products included.
+        top1_percent: published accuracy, at the model's own size on what its weights were trained for.
+    """
+
+    model: str
+    tokens: str | None
+    embed_dim: int | None
+    num_features: int | None
+    depth: int | None
+    num_heads: int | None
+    img_size: tuple[int, int]
+    parameters: int
+    macs: int
+    top1_percent: float | None
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many numbers of a network are trained, and how many there are with the frozen ones (see FROZEN_TABLES)."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tables = sum(buffer.numel() for name, buffer in model.named_buffers() if name.rpartition(".")[2] in FROZEN_TABLES)
+    return trainable, parameters + tables
+
+
+def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
+    """Multiply-accumulates of one evaluated image, the attention products included.
+
+    It runs a copy of the network on the meta device, where tensors have a shape and no content. Attention takes its
+    plain path there, two matrix products, as fused attention counts for nothing in PyTorch before 2.15.
+
+    Args:
+        model: any network that takes images.
+        input_size: (C, H, W).
+    """
+    model = copy.deepcopy(model).to("meta").eval()
+    image = torch.empty(1, *input_size, device="meta", dtype=next(model.parameters()).dtype)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
+
+
+def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Complexity:
+    """The row of a model of this package or of timm, counted without allocating its weights.
+
+    Args:
+        name: its name, with timm's tag or without, or the published spelling.
+        img_size: side, or (H, W), in pixels; None takes the model's own.
+
+    Raises:
+        UserError: for an unknown name, or a size that the model cannot take.
+    """
+    name = resolve_any_name(name)
+    cfg = timm.get_pretrained_cfg(name)
+    in_chans, *own_size = cfg.input_size
+    height, width = own_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
+    # A network of fixed size, with a table of positions, is built for it; others take any.
+    size_args = {"img_size": (height, width)} if img_size is not None and cfg.fixed_input_size else {}
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, **size_args)
+        macs = count_macs(model, (in_chans, height, width))
+    except UserError:
+        raise
+    except Exception as error:
+        if img_size is None:
+            raise
+        raise UserError(f"{name} cannot take images of {height} x {width} pixels: {error}") from error
+    return Complexity(
+        model=name,
+        **_structure(name, model),
+        img_size=(height, width),
+        parameters=count_parameters(model)[1],
+        macs=macs,
+        top1_percent=_published_top1(name),
+    )
+
+
+def models(config: ModelsConfig) -> None:
+    """Prints the table of models, and writes it where asked."""
+    names = dict.fromkeys([*list_models(), *map(resolve_any_name, config.names)])
+    rows = [describe(name, config.img_size) for name in names]
+    if config.csv:
+        write_csv(rows, config.csv)
+    if config.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    else:
+        print_complexity(rows)
+
+
+def print_complexity(rows: Iterable[Complexity]) -> None:
+    """Prints rows as a table for people."""
+    table = new_table("Model", "Tokens", "Width", "Depth", "Heads", "Pixels", "Params M", "GMACs", "Top-1", num_words=2)
+    for row in rows:
+        height, width = row.img_size
+        table.add_row(
+            row.model,
+            row.tokens,
+            str(row.embed_dim or "") + (f"-{row.num_features}" if row.num_features != row.embed_dim else ""),
+            str(row.depth or ""),
+            str(row.num_heads or ""),
+            str(height) if height == width else f"{height}x{width}",
+            f"{row.parameters / 1e6:.2f}",
+            f"{row.macs / 1e9:.3f}",
+            f"{row.top1_percent:.1f}" if row.top1_percent is not None else "",
+        )
+    print_table(table)
+    print("Top-1: in percent, as published for the model's own image size. One MAC is two FLOPs.")
+
+
+def new_table(*columns: str, num_words: int = 1) -> Table:
+    """An empty table; the first `num_words` columns hold words, the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # narrow: all columns fit into 80 characters
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < num_words else "right", no_wrap=True)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as wide as it is: a pipe or a narrow terminal cuts nothing off."""
+    Console(width=1000).print(table)
+
+
+def write_csv(rows: Sequence[Any], path: str | os.PathLike[str]) -> None:
+    """Writes dataclasses of one kind as CSV, a column for each field.
+
+    Raises:
+        UserError: when the file cannot be written.
+    """
+    try:
+        with Path(path).open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(field.name for field in dataclasses.fields(rows[0]))
+            writer.writerows(map(_csv_cells, rows))
+    except OSError as error:
+        raise UserError(f"Cannot write {os.fspath(path)}: {error.strerror}. Name another file.") from error
+
+
+def _csv_cells(row: Any) -> list[Any]:
+    """The values of a dataclass; a pair of sizes as 64x96."""
+    values = dataclasses.astuple(row)
+    return ["x".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
+
+
+def _structure(name: str, model: nn.Module) -> dict[str, Any]:
+    variant = VARIANTS.get(name.partition(".")[0])
+    if variant is not None:
+        args = variant.model_args
+        depth = args["depth"]
+        return {
+            "tokens": args.get("tokens", "performer"),
+            "embed_dim": args["embed_dim"],
+            "num_features": model.num_features,
+            "depth": depth if isinstance(depth, int) else sum(depth),
+            "num_heads": args["num_heads"],
+        }
+    embed_dim, blocks = getattr(model, "embed_dim", None), getattr(model, "blocks", None)
+    if not isinstance(embed_dim, int) or not blocks:  # a network of stages
+        return dict.fromkeys(("tokens", "embed_dim", "num_features", "depth", "num_heads"))
+    num_heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None)
+    return {
+        "tokens": None,
+        "embed_dim": embed_dim,
+        "num_features": model.num_features,
+        "depth": len(blocks),
+        "num_heads": num_heads,
+    }
+
+
+def _published_top1(name: str) -> float | None:
+    arch, _, tag = name.partition(".")
+    variant = VARIANTS.get(arch)
+    if variant is None or not tag:
+        return variant.top1_percent if variant else None
+    return next(weights.top1_percent for weights in variant.weights if weights.tag == tag)

@@ -1,0 +1,40 @@
+"""Settings of the commands that look at networks."""
+
+from dataclasses import dataclass
+
+from t2t_vit.options import argument, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """List the models: structure, parameters, multiply-accumulates, published accuracy."""
+
+    names: tuple[str, ...] = argument("timm models to list besides", default=(), metavar="NAME")
+    img_size: int | tuple[int, int] | None = option(
+        None, "side, or height and width, in pixels; by default each model's own", metavar="N"
+    )
+    json: bool = option(False, "print JSON instead of the table")
+    csv: str | None = option(None, "write the table to this file as well", metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Train models side by side on the same data with the same settings; without DATA, list what they cost."""
+
+    data: str | None = argument("what to train on, as for train", default=None)
+    models: tuple[str, ...] = option(
+        ("t2t_vit_7", "t2t_vit_7_no_t2t"), "the models: names of this package or of timm", metavar="MODEL"
+    )
+    output: str | None = option(
+        None, "folder of the runs, the table and the picture; by default runs/compare-DATA", metavar="DIR"
+    )
+    resume: bool = option(False, "continue the runs in the output folder from where they stopped")
+    recipe: str | None = option(None, "named defaults of all runs; by default the one that fits the data")
+    epochs: int | None = option(None, "passes over the training images; by default the recipe's")
+    batch_size: int | None = option(None, "images in an optimiser step; by default the recipe's", short="b")
+    img_size: int | tuple[int, int] | None = option(
+        None, "side, or height and width, in pixels; by default the recipe's, or each model's own", metavar="N"
+    )
+    seed: int = option(42, "of weights, order, augmentation and dropout")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    workers: int | None = option(None, "processes that load images; by default one a core", short="j")

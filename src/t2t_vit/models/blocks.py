@@ -1,0 +1,252 @@
+"""Backbone blocks: plain, and the CNN-inspired ones that the paper compares (section 3.2, table 6)."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, DropPath, Mlp, calculate_drop_path_rates, use_fused_attn
+from torch import Tensor, nn
+
+from t2t_vit.errors import UserError, closest
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: y = x + attention(norm(x)), z = y + mlp(norm(y)).
+
+    With `growth_rate` it is DenseNet's layer: z goes through a linear to the growth and is concatenated to x.
+
+    Args:
+        dim: width of a token.
+        attn: (B, N, dim) to (B, N, dim).
+        mlp: (B, N, dim) to (B, N, dim).
+        drop_path: probability that a residual branch is skipped for an image.
+        growth_rate: channels added; 0 for a residual block.
+    """
+
+    def __init__(
+        self, dim: int, attn: nn.Module, mlp: nn.Module, *, drop_path: float, growth_rate: int = 0, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.out_dim = dim + growth_rate
+        self.norm1 = nn.LayerNorm(dim, **factory)
+        self.attn = attn
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, **factory)
+        self.mlp = mlp
+        self.dense_linear = nn.Linear(dim, growth_rate, **factory) if growth_rate else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim) to (B, N, out_dim)."""
+        y = x + self.drop_path(self.attn(self.norm1(x)))
+        y = y + self.drop_path(self.mlp(self.norm2(y)))
+        if self.dense_linear is not None:
+            return torch.cat((x, self.dense_linear(y)), dim=2)
+        return y
+
+
+class Transition(nn.Module):
+    """Between two dense stages: GELU(linear(x)) halves the width."""
+
+    def __init__(self, dim: int, out_dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        self.linear = nn.Linear(dim, out_dim, **factory)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim) to (B, N, out_dim)."""
+        return self.act(self.linear(x))
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by what the average over the tokens says of it: x * sigmoid(W2 relu(W1 mean(x)))."""
+
+    def __init__(self, dim: int, *, reduction: int = 16, **factory: Any) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(dim, dim // reduction, bias=False, **factory),
+            nn.ReLU(),
+            nn.Linear(dim // reduction, dim, bias=False, **factory),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim)."""
+        return x * self.fc(x.mean(dim=1, keepdim=True))
+
+
+class ChannelScale(nn.Module):
+    """Ghost's cheap operation: a learned factor per channel (a depth-wise convolution of one token)."""
+
+    def __init__(self, dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 1, 1, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in [-1, 1], as PyTorch initialises a depth-wise convolution of one tap."""
+        nn.init.uniform_(self.weight, -1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim)."""
+        return x * self.weight.flatten().to(x.dtype)
+
+
+class HeadMixing(nn.Module):
+    """Multi-head softmax attention over ready queries, keys and values; unfused where attention maps are wanted."""
+
+    fused_attn: Final[bool]
+
+    def __init__(self, dim: int, num_heads: int, attn_drop: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.fused_attn = use_fused_attn()
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mixes values over tokens: three of (B, N, dim) to one."""
+        B, N, C = q.shape
+        heads = (B, N, self.num_heads, C // self.num_heads)
+        q, k, v = (q.reshape(heads), k.reshape(heads), v.reshape(heads))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, N, C / heads)
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        else:
+            attn = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+            x = self.attn_drop(attn) @ v
+        return x.transpose(1, 2).reshape(B, N, C)
+
+
+class SqueezeExciteAttention(nn.Module):
+    """Multi-head attention whose projected output passes a squeeze-excitation gate before the residual."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, qkv_bias: bool, attn_drop: float, proj_drop: float, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        self.heads = HeadMixing(dim, num_heads, attn_drop)
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.se_layer = SqueezeExcite(dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj_drop(self.se_layer(self.proj(self.heads(q, k, v))))
+
+
+class GhostAttention(nn.Module):
+    """Multi-head attention whose queries, keys and values are half linear, half a per-channel scale of that half."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, qkv_bias: bool, attn_drop: float, proj_drop: float, **factory: Any
+    ) -> None:
+        super().__init__()
+        half = dim // 2
+        self.q = nn.Linear(dim, half, bias=qkv_bias, **factory)
+        self.k = nn.Linear(dim, half, bias=qkv_bias, **factory)
+        self.v = nn.Linear(dim, half, bias=qkv_bias, **factory)
+        self.cheap_operation_q = ChannelScale(half, **factory)
+        self.cheap_operation_k = ChannelScale(half, **factory)
+        self.cheap_operation_v = ChannelScale(half, **factory)
+        self.heads = HeadMixing(dim, num_heads, attn_drop)
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim)."""
+        q, k, v = self.q(x), self.k(x), self.v(x)  # (B, N, dim / 2) each
+        q = torch.cat((q, self.cheap_operation_q(q)), dim=2)
+        k = torch.cat((k, self.cheap_operation_k(k)), dim=2)
+        v = torch.cat((v, self.cheap_operation_v(v)), dim=2)
+        return self.proj_drop(self.proj(self.heads(q, k, v)))
+
+
+class GhostMlp(nn.Module):
+    """MLP whose hidden layer is a linear at width `dim` and two per-channel scales of it, each through GELU."""
+
+    def __init__(self, dim: int, *, drop: float, **factory: Any) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim, **factory)
+        self.act = nn.GELU()
+        self.cheap_operation2 = ChannelScale(dim, **factory)
+        self.cheap_operation3 = ChannelScale(dim, **factory)
+        self.fc2 = nn.Linear(3 * dim, dim, **factory)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim)."""
+        x = self.act(self.fc1(x))
+        x = torch.cat((x, self.act(self.cheap_operation2(x)), self.act(self.cheap_operation3(x))), dim=2)
+        return self.drop(self.fc2(self.drop(x)))
+
+
+ATTENTIONS = {"plain": Attention, "se": SqueezeExciteAttention, "ghost": GhostAttention, "dense": Attention}
+
+
+def build_backbone(
+    kind: str,
+    dim: int,
+    depth: int | Sequence[int],
+    *,
+    num_heads: int,
+    mlp_ratio: float,
+    growth_rate: int = 0,
+    qkv_bias: bool = False,
+    proj_drop: float = 0.0,
+    attn_drop: float = 0.0,
+    drop_path: float = 0.0,
+    **factory: Any,
+) -> nn.ModuleList:
+    """The blocks of a backbone in order; each says by `out_dim` how wide its tokens are.
+
+    Args:
+        kind: "plain", "se", "ghost" or "dense".
+        dim: width of the first block's tokens.
+        depth: number of blocks; for "dense" the number in each stage, with a transition that halves the width between.
+        num_heads: attention heads.
+        mlp_ratio: width of the hidden layer over the block's; "ghost" has 3.
+        growth_rate: channels that a "dense" block adds.
+        drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last. (The official dense
+            network raises it by stage, to a quarter of the rate asked for.)
+
+    Raises:
+        UserError: for an unknown kind, or settings that the kind cannot take.
+    """
+    if kind not in ATTENTIONS:
+        raise UserError(closest(kind, ATTENTIONS, "kind of block"))
+    if (kind == "dense") != (growth_rate > 0):
+        raise UserError(
+            f"growth_rate must be positive for dense blocks and 0 for others, got {growth_rate} for {kind!r}."
+        )
+    if (kind == "dense") == isinstance(depth, int):
+        raise UserError(
+            f"depth is a list of stage depths for dense blocks and a number for others, got {depth} for {kind!r}."
+        )
+    if kind == "ghost" and mlp_ratio != 3:
+        raise UserError(f"Ghost blocks have an MLP ratio of 3, got {mlp_ratio}.")
+    stages = [depth] if isinstance(depth, int) else list(depth)
+    rates = iter(calculate_drop_path_rates(drop_path, sum(stages)))
+
+    blocks = nn.ModuleList()
+    for stage, stage_depth in enumerate(stages):
+        if stage > 0:
+            blocks.append(Transition(dim, dim // 2, **factory))
+            dim = dim // 2
+        for _ in range(stage_depth):
+            if dim % num_heads:
+                raise UserError(f"The width {dim} is not a multiple of the number of heads, {num_heads}.")
+            attn = ATTENTIONS[kind](
+                dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **factory
+            )
+            mlp: nn.Module
+            if kind == "ghost":
+                mlp = GhostMlp(dim, drop=proj_drop, **factory)
+            else:
+                mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **factory)
+            blocks.append(Block(dim, attn, mlp, drop_path=next(rates), growth_rate=growth_rate, **factory))
+            dim += growth_rate
+    return blocks

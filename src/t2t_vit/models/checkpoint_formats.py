@@ -1,0 +1,329 @@
+"""Checkpoints in: a file, folder or URL of any known format becomes one `Checkpoint` in this network's names.
+
+No file runs code: torch files are read with `weights_only`, and one that needs more is refused.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import http.client
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import safetensors
+import torch
+from torch import Tensor
+
+from t2t_vit.errors import UserError
+from t2t_vit.models.variants import RELEASES, resolve_name
+
+if TYPE_CHECKING:
+    from t2t_vit.models.weights import LoadReport
+
+FORMAT, VERSION = "t2t_vit", 1
+"""What our own files say under `format` and `version`. Safetensors metadata holds it as JSON under `t2t_vit`."""
+
+OURS = "t2t_vit checkpoint"
+OFFICIAL = "official T2T-ViT checkpoint"
+OFFICIAL_CIFAR = "official CIFAR checkpoint"
+TOKEN_LABELLING = "token-labelling checkpoint"
+MMPRETRAIN = "mmpretrain checkpoint"
+SAFETENSORS = "safetensors file"
+HUB_FOLDER = "timm hub folder"
+TRAINING_STATE = "training checkpoint"
+STATE_DICT = "bare state dict"
+SQUARE_KINDS = (OFFICIAL, OFFICIAL_CIFAR, TOKEN_LABELLING, MMPRETRAIN)
+"""Their code knows square grids only."""
+
+RAW_KEYS = ("state_dict", "model", "net")
+EMA_KEYS = ("state_dict_ema", "model_ema")
+DATA_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile leave on names."""
+
+MMPRETRAIN_NAMES = (
+    (r"^backbone\.", ""),
+    (r"^head\.layers\.head\.", "head."),
+    (r"^encoder\.(\d+)\.", r"blocks.\1."),
+    (r"\.ln([12])\.", r".norm\1."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+)
+"""mmpretrain's names as patterns, and ours. It has no performer: its T2T modules are transformers or convolutions."""
+
+MAGIC = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"%PDF", "a PDF"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch that with git lfs pull"),
+    (b"<", "a web page or XML"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: file, folder or URL that it came from.
+        kind: its format, in words.
+        state_dict: the weights, under this network's names.
+        used_ema: whether they are the exponential moving average.
+        model: name of the network, when the file says it.
+        model_args: arguments for `timm.create_model` that the file says.
+        class_names: names of the classes, when the file says them.
+        data_config: input size, mean, std, crop and interpolation under timm's keys, when the file says them.
+        extra: everything else in the file, such as `epoch`, `optimizer`, `args`.
+        report: how the weights went into a network, when `build_model` read the file.
+    """
+
+    path: str
+    kind: str
+    state_dict: dict[str, Tensor]
+    used_ema: bool = False
+    model: str | None = None
+    model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: list[str] | None = None
+    data_config: dict[str, Any] | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    report: "LoadReport | None" = None
+
+
+def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
+    """What a checkpoint holds, whatever its format.
+
+    Args:
+        path: a file, a timm hub folder (config.json beside model.safetensors or pytorch_model.bin), or an http(s) URL,
+            which is downloaded once into torch.hub's cache.
+        use_ema: take the exponential moving average of the weights where the file has one.
+
+    Raises:
+        UserError: when there is no such file, the download fails, or the file is cut off, no checkpoint, or needs code
+            to be run.
+    """
+    source = str(path)
+    if not source.startswith(("http://", "https://")):
+        return _read(Path(path).expanduser(), source, use_ema)
+    file = _download(source)
+    try:
+        return _read(file, source, use_ema)
+    except UserError as error:
+        file.unlink(missing_ok=True)  # a broken download must not stay in the cache
+        raise UserError(f"{error} It came from {source}; the copy in the cache was removed.") from None
+
+
+def _download(url: str) -> Path:
+    """The file of a URL in torch.hub's cache, downloaded unless it is there."""
+    name = Path(urlparse(url).path).name
+    if not url.startswith(RELEASES):  # names such as best.pt are many; the released ones are shared with timm
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    file = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise UserError(f"The checkpoint at {url} could not be downloaded: {error}.") from error
+    return file
+
+
+def _read(file: Path, source: str, use_ema: bool) -> Checkpoint:
+    try:
+        if not file.is_dir():
+            return _read_file(file, source, use_ema)
+        return _read_hub_folder(file, source, use_ema)
+    except FileNotFoundError as error:
+        raise UserError(f"No checkpoint at {source}: there is no such file or folder.") from error
+    except OSError as error:
+        raise UserError(f"The checkpoint {source} cannot be read: {error.strerror or error}.") from error
+
+
+def _read_hub_folder(folder: Path, source: str, use_ema: bool) -> Checkpoint:
+    """The weights, with what timm's config.json says; what the weights say themselves comes first."""
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
+    if not files or not (folder / "config.json").exists():
+        raise UserError(
+            f"No checkpoint in the folder {source}: expected a config.json beside a model.safetensors or a "
+            "pytorch_model.bin. Name the file if it is another one."
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The config.json in {source} is no JSON: {error}.") from error
+    cfg = config.get("pretrained_cfg", config)
+    labels = config.get("label_names") or cfg.get("label_names") or []
+    model_args = dict(config.get("model_args") or {})
+    if "num_classes" in config:  # some writers leave it out of model_args, for transformers' sake
+        model_args.setdefault("num_classes", config["num_classes"])
+    weights = _read_file(files[0], str(files[0]), use_ema)
+    return dataclasses.replace(
+        weights,
+        path=source,
+        kind=HUB_FOLDER,
+        model=weights.model or config.get("architecture"),
+        model_args=weights.model_args or model_args,
+        class_names=weights.class_names or list(labels.values() if isinstance(labels, dict) else labels) or None,
+        data_config=weights.data_config or {key: cfg[key] for key in DATA_KEYS if key in cfg} or None,
+        extra=weights.extra or config,
+    )
+
+
+def _read_file(file: Path, source: str, use_ema: bool) -> Checkpoint:
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        raise UserError(f"The checkpoint {source} is empty.")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:  # the format's own limit for its header
+        return _read_safetensors(file, source)
+    if head.startswith((b"PK", b"\x80\x02")):  # a zip archive, or a pickle as torch before 1.6 wrote it
+        return _recognise(_read_torch(file, source), source, use_ema)
+    raise UserError(f"{source} is no checkpoint: it is {_describe(head)}.")
+
+
+def _describe(head: bytes) -> str:
+    """What a file is, by its first bytes."""
+    for magic, words in MAGIC:
+        if head.lstrip().startswith(magic):
+            return words
+    if head[257:262] == b"ustar":
+        return "a tar archive: unpack it first (the released .pth.tar files are torch files, not archives)"
+    return "a text file" if all(byte >= 32 or byte in b"\t\n\r" for byte in head) else "of a kind unknown here"
+
+
+def _read_safetensors(file: Path, source: str) -> Checkpoint:
+    try:
+        with safetensors.safe_open(file, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"The checkpoint {source} is cut off or damaged: {error}.") from error
+    if FORMAT in metadata:
+        return _ours({**json.loads(metadata[FORMAT]), "state_dict": state}, source, use_ema=False)
+    checkpoint = _recognise(state, source, use_ema=False)
+    return dataclasses.replace(checkpoint, kind=SAFETENSORS if checkpoint.kind == STATE_DICT else checkpoint.kind)
+
+
+def _read_torch(file: Path, source: str) -> Any:
+    """The content of a file of torch.save, without running code from it."""
+    damaged = f"The checkpoint {source} is cut off or damaged: copy or download it again."
+    with file.open("rb") as stream:
+        zipped = stream.read(2) == b"PK"
+    if zipped and not zipfile.is_zipfile(file):  # its table of contents stands at the end
+        raise UserError(damaged)
+    if zipped:
+        with zipfile.ZipFile(file) as archive:
+            names = {Path(name).name for name in archive.namelist()}
+        if "data.pkl" not in names or "constants.pkl" in names:  # the latter marks TorchScript
+            raise UserError(
+                f"{source} is no checkpoint: it is a zip archive, such as an exported program; expected a state dict "
+                "written by torch.save."
+            )
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read raises
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # bytes that anyone wrote can fail in any way
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needed is None:
+            raise UserError(damaged) from error
+        raise UserError(
+            f"The checkpoint {source} was refused: it needs {needed[1]}, and unpickling that may run code. Only "
+            "tensors and plain values are read: where the file was made, save the state dict alone, or as safetensors."
+        ) from error
+
+
+def _recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
+    """Finds the weights in the content of a file."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{source} is no checkpoint: expected a state dict, found a {type(content).__name__}.")
+    if content.get("format") == FORMAT:
+        return _ours(dict(content), source, use_ema)
+
+    rest = dict(content)
+    raw, ema = _take_weights(rest, RAW_KEYS), _take_weights(rest, EMA_KEYS)
+    if raw is not None and isinstance(rest.get("ema_state_dict"), Mapping):
+        raw, ema = rest.pop("ema_state_dict"), raw  # mmengine swaps them when it saves: state_dict is the average
+    kind = TRAINING_STATE
+    if raw is None and ema is None:
+        raw, rest, kind = _tensors(content), {}, STATE_DICT
+    used_ema = ema is not None and (use_ema or raw is None)
+    state = _unwrap(_tensors((ema if used_ema else raw) or {}))
+    if not state:
+        raise UserError(
+            f"{source} is no checkpoint: it holds no tensors, neither at the top nor under "
+            f"{', '.join(EMA_KEYS + RAW_KEYS)}, only {', '.join(map(str, content)) or 'nothing'}."
+        )
+
+    if any(key.startswith("backbone.tokens_to_token.") for key in state):
+        state, kind = _rename_mmpretrain(state), MMPRETRAIN
+    elif any(key.startswith("aux_head.") for key in state):
+        kind = TOKEN_LABELLING
+    elif kind == TRAINING_STATE and "cls_token" in state and any(key.startswith("tokens_to_token.") for key in state):
+        kind = OFFICIAL_CIFAR if "net" in content else OFFICIAL
+    if isinstance(rest.get("args"), argparse.Namespace):
+        rest["args"] = vars(rest["args"])
+    return Checkpoint(source, kind, state, used_ema, model=_known_name(rest.get("arch")), extra=rest)
+
+
+def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
+    version = content.get("version", VERSION)
+    if version > VERSION:
+        raise UserError(f"{source} is of version {version} of our format, this t2t-vit reads {VERSION}: upgrade it.")
+    raw, ema = content.pop("state_dict"), content.pop("state_dict_ema", None)
+    used_ema = use_ema and ema is not None
+    return Checkpoint(
+        source,
+        OURS,
+        _unwrap(_tensors(ema if used_ema else raw)),
+        used_ema,
+        model=content.pop("model", None),
+        model_args=content.pop("model_args", None) or {},
+        class_names=content.pop("class_names", None),
+        data_config=content.pop("data_config", None),
+        extra=content,
+    )
+
+
+def _take_weights(content: dict[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any] | None:
+    """Removes the entry of the first key that holds a state dict, and returns it."""
+    for key in keys:
+        if isinstance(content.get(key), Mapping):
+            return content.pop(key)
+    return None
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in (*WRAPPERS, *WRAPPERS):  # in either order
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _rename_mmpretrain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, value in state.items():
+        for pattern, ours in MMPRETRAIN_NAMES:
+            key = re.sub(pattern, ours, key)
+        renamed[key] = value
+    return renamed
+
+
+def _known_name(arch: Any) -> str | None:
+    """The network that timm's saver noted, if it is one of ours."""
+    try:
+        return resolve_name(arch).partition(".")[0] if isinstance(arch, str) else None
+    except UserError:
+        return None

@@ -1,0 +1,170 @@
+"""Token transformers: how tokens of the T2T module exchange what they know before the next soft split.
+
+Both reduce a token from the width of an unfolded patch to a narrow one, with a single head, and since the width changes
+the skip connection runs over the values: y = v + proj(attention(q, k, v)), then z = y + mlp(norm(y)).
+"""
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, register_notrace_function
+from torch import Tensor, nn
+
+
+@torch.fx.wrap
+@register_notrace_function
+def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+    """Softmax attention approximated by positive random features, in time linear in the tokens (Performers, FAVOR+).
+
+    phi(x) = exp(w x - |x|^2 / 2) / sqrt(m),   y_i = phi(q_i) . sum_j phi(k_j) v_j^T / (phi(q_i) . sum_j phi(k_j) + eps)
+
+    It runs in float32 whatever the autocast or the model's precision: in half precision exp overflows, or eps rounds to
+    zero, and the official code then yields NaN. And it is stabilised: with one maximum per token subtracted from the
+    exponents of q and one per image from those of k, numerator and denominator both shrink by exp(-max_q - max_k); eps,
+    scaled alike, keeps its meaning. (A maximum per token of k would change the result.) As the value does not depend
+    on the maxima, they are constants to the gradient.
+
+    Args:
+        q: queries, (B, N, D).
+        k: keys, (B, N, D).
+        v: values, (B, N, D).
+        w: random features, (m, D).
+
+    Returns:
+        (B, N, D) in the type of `v`.
+    """
+    if torch.jit.is_scripting():  # TorchScript has no switch for autocast, but autocast leaves float64 alone
+        return _performer_attention(q.double(), k.double(), v.double(), w.double()).to(v.dtype)
+    device = q.device.type
+    has_autocast = torch.amp.is_autocast_available(device)  # the meta device has none
+    with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
+        exact = torch.promote_types(q.dtype, torch.float32)
+        return _performer_attention(q.to(exact), k.to(exact), v.to(exact), w.to(exact)).to(v.dtype)
+
+
+def _performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, eps: float = 1e-8) -> Tensor:
+    # eps is the official code's: released weights were evaluated with it
+    log_q = q @ w.t() - q.square().sum(dim=-1, keepdim=True) / 2  # (B, N, m)
+    log_k = k @ w.t() - k.square().sum(dim=-1, keepdim=True) / 2  # (B, N, m)
+    max_q = log_q.amax(dim=-1, keepdim=True).detach()  # (B, N, 1)
+    max_k = log_k.amax(dim=(1, 2), keepdim=True).detach()  # (B, 1, 1)
+    phi_q = (log_q - max_q).exp()
+    phi_k = (log_k - max_k).exp()
+
+    context = phi_k.transpose(1, 2) @ v  # (B, m, D)
+    total = phi_q @ phi_k.sum(dim=1).unsqueeze(-1)  # (B, N, 1)
+    # Both sums lack the factor 1 / m, so eps gets m. Beyond e^60 the quotient is zero in float32 either way; below
+    # e^-60 the true denominator is exactly zero for any sane w, and a floor keeps its gradient finite.
+    scaled_eps = (math.log(eps * w.shape[0]) - max_q - max_k).clamp(-60.0, 60.0).exp()
+    return (phi_q @ context) / (total + scaled_eps)
+
+
+class PerformerMixer(nn.Module):
+    """Token transformer with performer attention: the T2T module of T2T-ViT-7 to -24 (section 3.1, appendix).
+
+    Args:
+        in_dim: width of an unfolded token.
+        dim: width of the tokens it makes.
+        drop: dropout after the projection and after the MLP, 0.1 in the official code.
+        kernel_ratio: number of random features over `dim`.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        *,
+        drop: float = 0.1,
+        kernel_ratio: float = 0.5,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(in_dim, **factory)
+        self.kqv = nn.Linear(in_dim, 3 * dim, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.drop = nn.Dropout(drop)
+        self.norm2 = nn.LayerNorm(dim, **factory)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, dim, **factory), nn.GELU(), nn.Linear(dim, dim, **factory), nn.Dropout(drop)
+        )
+        self.w: Tensor
+        self.register_buffer("w", torch.empty(int(dim * kernel_ratio), dim, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new random features: orthogonal rows of norm sqrt(m)."""
+        num_features, dim = self.w.shape
+        w = torch.empty(num_features, dim, device="cpu", dtype=torch.float32)  # QR exists in no half precision
+        self.w.copy_(nn.init.orthogonal_(w) * math.sqrt(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes tokens.
+
+        Args:
+            x: unfolded tokens, (B, N, in_dim).
+
+        Returns:
+            Tokens, (B, N, dim).
+        """
+        k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
+        x = v + self.drop(self.proj(performer_attention(q, k, v, self.w)))
+        return x + self.mlp(self.norm2(x))
+
+
+class SingleHeadAttention(nn.Module):
+    """softmax(q k^T / sqrt(in_dim)) v with one head, and the skip connection over v.
+
+    The scale is the input width's (147 and 576 in the paper's networks), not the head's: the released weights of
+    T2T-ViT_t need it.
+    """
+
+    def __init__(
+        self, in_dim: int, dim: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.scale = in_dim**-0.5
+        self.qkv = nn.Linear(in_dim, 3 * dim, bias=False, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over tokens, (B, N, in_dim) to (B, N, dim)."""
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, dim) each
+        x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return (v + self.proj(x)).squeeze(1)
+
+
+class TransformerMixer(nn.Module):
+    """Token transformer with softmax attention: the T2T module of T2T-ViT_t-14 to -24.
+
+    Args:
+        in_dim: width of an unfolded token.
+        dim: width of the tokens it makes.
+        drop: dropout inside the MLP, 0 in the official code.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        *,
+        drop: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(in_dim, **factory)
+        self.attn = SingleHeadAttention(in_dim, dim, **factory)
+        self.norm2 = nn.LayerNorm(dim, **factory)
+        self.mlp = Mlp(dim, drop=drop, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes tokens, (B, N, in_dim) to (B, N, dim)."""
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

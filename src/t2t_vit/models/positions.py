@@ -1,0 +1,41 @@
+"""Where a token sits: the fixed sinusoid table of the paper, and its resampling to another grid."""
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+
+def sinusoid_table(num_positions: int, dim: int) -> Tensor:
+    """The position table of "Attention Is All You Need" (section 3.5), over the class token and the flattened grid.
+
+    table[p, 2i] = sin(p / 10000^(2i / dim)) and table[p, 2i + 1] = cos(p / 10000^(2i / dim)), computed in float64 as
+    the official network does, so that the float32 values agree to the last bit.
+
+    Args:
+        num_positions: class token plus grid positions.
+        dim: width of a token.
+
+    Returns:
+        The table, (1, num_positions, dim), float32, on the CPU.
+    """
+    channel = torch.arange(dim, device="cpu")
+    frequency = 10000.0 ** (-2.0 * (channel // 2).double() / dim)
+    angle = torch.arange(num_positions, device="cpu").double()[:, None] * frequency
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+    return table.float()[None]
+
+
+def resample_positions(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """The position table for another grid: bicubic over the grid, the class token's row kept.
+
+    Without antialiasing, as the official code resizes its tables when it fine-tunes at another resolution.
+
+    Args:
+        pos_embed: table with the class token's row first, (1, 1 + h * w, D).
+        old_grid: (h, w) of the table.
+        new_grid: (h, w) wanted.
+
+    Returns:
+        The table, (1, 1 + new_h * new_w, D).
+    """
+    return resample_abs_pos_embed(pos_embed, new_size=list(new_grid), old_size=list(old_grid), antialias=False)

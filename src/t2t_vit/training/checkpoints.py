@@ -1,0 +1,74 @@
+"""Our checkpoint files: written whole or not at all, and enough to be used alone or to go on training."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2t_vit.errors import UserError
+from t2t_vit.models.checkpoint_formats import FORMAT, VERSION
+
+
+def model_section(
+    name: str, model_args: Mapping[str, Any], *, class_names: Sequence[str], data_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint says of its network, so that it can be rebuilt without anything else.
+
+    Args:
+        name: its registered name.
+        model_args: arguments of `timm.create_model` that differ from the registered ones.
+        class_names: labels in the order of the head's outputs.
+        data_config: input_size, mean, std, crop_pct and interpolation of evaluation.
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": name,
+        "model_args": plain(model_args),
+        "class_names": list(class_names),
+        "data_config": plain(data_config),
+    }
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy whose tuples are lists, as JSON, YAML and our checkpoints hold them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Writes a file that is whole whenever it has its name: what was there before stands until then.
+
+    Args:
+        path: the file.
+        contents: tensors and plain Python values.
+
+    Raises:
+        UserError: when it cannot be written, as on a full disk.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written: {error}. The checkpoint before it stands.") from error
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, to go on training from.
+
+    Raises:
+        UserError: when there is none, or it is damaged.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no {path} to continue from: start without --resume.") from None
+    except Exception as error:
+        raise UserError(f"{path} is damaged and cannot be continued from: {error}") from error
+    return contents

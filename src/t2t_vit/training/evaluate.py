@@ -1,0 +1,146 @@
+"""Accuracy of a network on labelled images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import to_2tuple
+from timm.models import get_model_input_config
+from timm.task.evaluator import ClassificationEvaluator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from t2t_vit.data.loading import Batch, DrawnImages, eval_transform, evaluation_batches, make_loader
+from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation
+from t2t_vit.errors import UserError
+from t2t_vit.models.weights import build_model
+from t2t_vit.training.config import EvalConfig
+from t2t_vit.training.logs import Display
+from t2t_vit.training.machine import Machine, find_machine
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What an evaluation found.
+
+    Attributes:
+        top1_percent: share of images whose likeliest class is right.
+        top5_percent: share of images whose class is among the five likeliest.
+        loss: mean cross-entropy.
+        num_images: images evaluated.
+        unreadable: a sentence for each image that could not be read.
+    """
+
+    top1_percent: float
+    top5_percent: float
+    loss: float
+    num_images: int
+    unreadable: tuple[str, ...] = ()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: "DataLoader[Batch]", machine: Machine, display: Display, *, label: str = "evaluating"
+) -> Accuracy:
+    """Measures a network on every image of a loader.
+
+    Args:
+        model: the network; its mode is set to evaluation and restored.
+        loader: batches of images.
+        machine: where and in which precision.
+        display: shows the progress.
+        label: what the progress is called.
+    """
+    was_training = model.training
+    model.eval()
+    evaluator = ClassificationEvaluator(machine.device)
+    unreadable: list[str] = []
+    with display.steps(label, len(loader)) as steps:
+        for batch in loader:
+            unreadable += batch.unreadable
+            if len(batch.images):
+                with machine.autocast():
+                    logits = model(batch.images.to(machine.device, non_blocking=True))
+                evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
+            steps.advance()
+    model.train(was_training)
+    found = evaluator.compute()
+    return Accuracy(found["top1"], found["top5"], found["loss"], evaluator.num_samples, tuple(unreadable))
+
+
+def evaluation_loader(
+    images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
+) -> "DataLoader[Batch]":
+    """Batches of every image once, resized and cropped as the data configuration says."""
+    return make_loader(
+        DrawnImages(images, eval_transform(data_config)),
+        evaluation_batches(len(images), batch_size=batch_size),
+        workers=workers,
+        pin_memory=machine.device.type == "cuda",
+    )
+
+
+def data_config_of(model: nn.Module, **known: Any) -> dict[str, Any]:
+    """How images are prepared for a network: timm's input_size, mean, std, crop_pct and interpolation.
+
+    Args:
+        model: the network; its size and channels count, its pretrained configuration fills the rest.
+        known: entries that take precedence, such as a checkpoint's; None leaves an entry open.
+    """
+    size = {"input_size": get_model_input_config(model)["input_size"]}
+    config = resolve_model_data_config(
+        model, args=size | {key: value for key, value in known.items() if value is not None}
+    )
+    return {key: config[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
+
+
+def evaluate_command(config: EvalConfig) -> None:
+    """`t2t-vit eval`: loads a checkpoint and prints its accuracy, the last line as the official code prints it.
+
+    Raises:
+        UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
+    """
+    display = Display(epochs=0)
+    machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
+    size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
+    model, checkpoint = build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
+    display.say(str(checkpoint.report))
+    evaluation = open_evaluation(config.data, trained_split=checkpoint.extra.get("split"))
+    display.say(f"{len(evaluation.images):,} images of {len(evaluation.class_names)} classes: {evaluation.part}")
+    _refuse_other_classes(model, checkpoint.class_names, evaluation)
+
+    known = {key: value for key, value in (checkpoint.data_config or {}).items() if key != "input_size"}
+    loader = evaluation_loader(
+        evaluation.images,
+        data_config_of(model, **known),
+        batch_size=config.batch_size,
+        machine=machine,
+        workers=config.workers,
+    )
+    found = evaluate(model.to(machine.device), loader, machine, display)
+    if found.unreadable and not config.skip_unreadable:
+        raise UserError(
+            f"{len(found.unreadable)} of {len(evaluation.images)} images cannot be read: "
+            f"{'; '.join(found.unreadable[:5])}. Replace them, or leave them out with --skip-unreadable."
+        )
+    left_out = f", {len(found.unreadable)} unreadable left out" if found.unreadable else ""
+    display.say(
+        f"{found.num_images:,} images on {machine}: loss {found.loss:.4f}, top-5 {found.top5_percent:.2f} %{left_out}"
+    )
+    display.say(f"Top-1 accuracy of the model is: {found.top1_percent:.1f}%")
+
+
+def _refuse_other_classes(model: nn.Module, class_names: list[str] | None, evaluation: Evaluation) -> None:
+    found = list(evaluation.class_names)
+    if model.num_classes != len(found):
+        raise UserError(
+            f"The checkpoint tells {model.num_classes} classes apart, {evaluation.part} has {len(found)}: "
+            "evaluate on the data that it was trained for."
+        )
+    if class_names is not None and class_names != found:
+        pairs = [f"{ours!r} for {theirs!r}" for ours, theirs in zip(found, class_names, strict=True) if ours != theirs]
+        raise UserError(
+            f"The classes of {evaluation.part} are not the checkpoint's: {', '.join(pairs[:5])}. "
+            "Rename the folders as they were in training."
+        )

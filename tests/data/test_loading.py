@@ -1,0 +1,265 @@
+"""Batches: the same images whatever the workers, the processes and the restarts; every image once in evaluation."""
+
+import random
+from functools import partial
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from t2t_vit.data import loading
+from t2t_vit.data.loading import (
+    Draw,
+    DrawnImages,
+    EpochBatches,
+    default_workers,
+    eval_transform,
+    evaluation_batches,
+    make_loader,
+    train_transform,
+)
+from t2t_vit.data.sources import ImageSet, UnreadableImage
+from t2t_vit.errors import UserError
+
+CONFIG = {
+    "input_size": (3, 16, 16),
+    "mean": (0.5,) * 3,
+    "std": (0.25,) * 3,
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+}
+# Together these take numbers from Python's, NumPy's and torch's generators.
+AUGMENTATION = {"hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "re_mode": "pixel"}
+
+
+def load(unreadable, index):
+    if index in unreadable:
+        raise UnreadableImage(f"{index}.png", "cut off")
+    return Image.fromarray(np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8))
+
+
+def image_set(num_images, unreadable=()):
+    names = [f"{index}.png" for index in range(num_images)]
+    return ImageSet(names, [index % 3 for index in range(num_images)], partial(load, unreadable))
+
+
+def training(num_images=10, batch_size=4, *, unreadable=(), rank=0, world_size=1):
+    """Augmented images, and batches with nothing yielded yet."""
+    images = DrawnImages(image_set(num_images, unreadable), train_transform(CONFIG, **AUGMENTATION))
+    return images, EpochBatches(num_images, batch_size=batch_size, rank=rank, world_size=world_size)
+
+
+def same(left, right):
+    return all(torch.equal(x, y) for x, y in zip(left[:3], right[:3], strict=True)) and left[3] == right[3]
+
+
+def epoch_order(num_images, epoch, **settings):
+    batches = EpochBatches(num_images, batch_size=num_images, **settings)
+    batches.set_epoch(epoch)
+    return [draw.image_index for batch in batches for draw in batch]
+
+
+# The order of an epoch
+
+
+def test_an_epoch_is_a_permutation_of_its_own():
+    orders = [epoch_order(50, 0), epoch_order(50, 1), epoch_order(50, 0, seed=7)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert epoch_order(50, 1) == orders[1]
+
+
+def test_draws_carry_epoch_and_position():
+    batches = EpochBatches(10, batch_size=4)
+    batches.set_epoch(3)
+    drawn = list(batches)
+    assert [[draw[:2] for draw in batch] for batch in drawn] == [
+        [(3, p) for p in range(4)],
+        [(3, p) for p in range(4, 8)],
+    ]
+    assert len(batches) == batches.batches_per_epoch == 2
+
+
+def test_an_epoch_goes_on_from_any_batch():
+    batches = EpochBatches(20, batch_size=4)
+    batches.set_epoch(2)
+    whole = list(batches)
+    batches.set_epoch(2, start_batch=3)
+    assert list(batches) == whole[3:]
+    assert (len(batches), batches.batches_per_epoch) == (2, 5)
+    batches.set_epoch(3)
+    assert len(batches) == 5
+
+
+@pytest.mark.parametrize("num_images", [24, 5])
+def test_processes_together_draw_what_one_would(num_images):
+    alone = list(EpochBatches(num_images, batch_size=12))
+    shares = [list(EpochBatches(num_images, batch_size=12, rank=rank, world_size=3)) for rank in range(3)]
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert sorted(chain(*parts)) == batch
+        assert max(map(len, parts)) - min(map(len, parts)) <= (num_images < 12)
+
+
+def test_fewer_images_than_a_batch_make_one_batch():
+    assert [len(batch) for batch in EpochBatches(5, batch_size=8)] == [5]
+
+
+def test_a_batch_is_shared_evenly():
+    with pytest.raises(UserError, match=r"that 3 process\(es\) can share evenly, got 64. Give a multiple of 3."):
+        EpochBatches(100, batch_size=64, world_size=3)
+    with pytest.raises(UserError, match=r"can share evenly, got 0"):
+        EpochBatches(100, batch_size=0)
+    with pytest.raises(UserError, match=r"2 training images are too few for 4 processes: start fewer"):
+        EpochBatches(2, batch_size=4, world_size=4)
+
+
+@pytest.mark.parametrize(("num_images", "batch_size", "world_size"), [(10, 4, 1), (10, 3, 4), (2, 8, 3)])
+def test_evaluation_takes_every_image_once(num_images, batch_size, world_size):
+    shares = [
+        evaluation_batches(num_images, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert sorted(draw.image_index for share in shares for batch in share for draw in batch) == list(range(num_images))
+    assert all(0 < len(batch) <= batch_size for share in shares for batch in share)
+
+
+# The images of a batch
+
+
+def test_augmentation_depends_on_seed_epoch_and_position_alone():
+    images, _ = training()
+    first = images[Draw(1, 2, 3)].image
+    others = [
+        images[Draw(2, 2, 3)],
+        images[Draw(1, 3, 3)],
+        DrawnImages(images.images, images.transform, seed=1)[Draw(1, 2, 3)],
+    ]
+    assert not any(torch.equal(first, other.image) for other in others)
+    assert torch.equal(first, images[Draw(1, 2, 3)].image)
+    together = images.__getitems__([Draw(1, 1, 9), Draw(1, 2, 3)])
+    assert torch.equal(first, together[1].image)
+
+
+@pytest.mark.parametrize("generator", ["python", "numpy", "torch"])
+def test_every_generator_is_seeded(generator):
+    draws = {"python": random.random, "numpy": np.random.random, "torch": lambda: torch.rand(()).item()}
+    images = DrawnImages(image_set(3), lambda image: torch.tensor(draws[generator](), dtype=torch.float64))
+    values = [images[Draw(0, position, 0)].image.item() for position in (0, 1, 0)]
+    assert values[0] == values[2] != values[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers):
+    images, batches = training()
+    alone, others = make_loader(images, batches, workers=0), make_loader(images, batches, workers=workers)
+    # The third: the same workers go on in the middle of an epoch, after an iteration that was left early.
+    for epoch, start_batch in ((0, 0), (5, 0), (5, 1)):
+        batches.set_epoch(epoch, start_batch=start_batch)
+        expected = list(alone)
+        assert len(expected) == 2 - start_batch
+        next(iter(others))
+        assert all(same(*pair) for pair in zip(expected, others, strict=True))
+
+
+def test_two_processes_load_what_one_would():
+    whole = next(iter(make_loader(*training(), workers=0)))
+    shares = [next(iter(make_loader(*training(rank=rank, world_size=2), workers=0))) for rank in range(2)]
+    for rank, share in enumerate(shares):
+        assert torch.equal(share.images, whole.images[rank::2])
+        assert torch.equal(share.indices, whole.indices[rank::2])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_trainings_random_numbers_alone(workers):
+    def numbers():
+        return random.random(), np.random.random(), torch.rand(()).item()
+
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = numbers()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    list(make_loader(*training(), workers=workers))
+    assert numbers() == expected
+
+
+def test_a_batch_holds_the_images_it_names():
+    images = DrawnImages(image_set(7), eval_transform({**CONFIG, "input_size": (3, 20, 20)}))
+    batches = list(make_loader(images, evaluation_batches(7, batch_size=4), workers=0))
+    assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert batches[1].targets.tolist() == [1, 2, 0]
+    pixels = np.asarray(load((), 5))[:, 2:22] / 255  # the centre of 20 x 24, which is resized to its own height
+    torch.testing.assert_close(batches[1].images[1], torch.tensor((pixels - 0.5) / 0.25).permute(2, 0, 1).float())
+
+
+# Unreadable images
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_left_out_and_named(workers):
+    batches = evaluation_batches(4, batch_size=2)
+    transform = eval_transform(CONFIG)
+    loader = make_loader(DrawnImages(image_set(4, unreadable=(0, 2, 3)), transform), batches, workers=workers)
+    first, second = loader
+    assert (first.targets.tolist(), first.indices.tolist(), len(first.images)) == ([1], [1], 1)
+    assert first.unreadable == ["0.png is not a readable image: cut off"]
+    # None is left of the second, and it still arrives, in the shape a network takes.
+    assert (second.images.shape, second.targets.shape, second.targets.dtype) == ((0, 3, 16, 16), (0,), torch.int64)
+    assert len(second.unreadable) == 2
+
+
+def test_an_unreadable_image_does_not_change_its_neighbours():
+    whole, holed = (next(iter(make_loader(*training(unreadable=bad), workers=0))) for bad in ((), (6,)))
+    missing = [row for row, index in enumerate(whole.indices.tolist()) if index != 6]
+    assert len(missing) == 3, "image 6 is in the first batch of epoch 0 for this test to say anything"
+    assert torch.equal(holed.images, whole.images[missing])
+
+
+# Transforms
+
+
+def test_train_transform_takes_timms_settings():
+    steps = [str(step) for step in train_transform(CONFIG, hflip=0.0, scale=(0.7, 1.0), color_jitter=None).transforms]
+    assert len(steps) == 3  # crop, tensor, normalisation: nothing flips
+    assert "scale=(0.7, 1.0)" in steps[0]
+    assert "bilinear bicubic" in steps[0]
+    plain = train_transform(CONFIG, no_aug=True)
+    assert all(torch.equal(plain(load((), 0)), plain(load((), 0))) for _ in range(3))
+
+
+def test_timms_refusal_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"timm refuses these augmentation settings: .*'foo'.* Unknown AA policy foo"):
+        train_transform(CONFIG, auto_augment="foo")
+
+
+def test_one_channel():
+    grey = {**CONFIG, "input_size": (1, 16, 16)}
+    assert eval_transform(grey)(load((), 0)).shape == (1, 16, 16)
+    images = DrawnImages(image_set(1), train_transform(grey, **AUGMENTATION))
+    samples = images.__getitems__([Draw(0, position, 0) for position in range(40)])  # enough for each of its operations
+    assert all(sample.image.shape == (1, 16, 16) for sample in samples)
+
+
+def test_one_channel_is_normalised_by_the_mean_statistics():
+    config = {**CONFIG, "input_size": (1, 16, 16), "mean": (0.1, 0.2, 0.6), "std": (0.1, 0.3, 0.5)}
+    white = eval_transform(config)(Image.new("RGB", (16, 16), (255, 255, 255)))
+    torch.testing.assert_close(white, torch.full((1, 16, 16), (1 - 0.3) / 0.3))
+
+
+def test_other_channel_counts_are_refused():
+    with pytest.raises(UserError, match="Images have 3 channels, or 1 in grey, got in_chans=4"):
+        eval_transform({**CONFIG, "input_size": (4, 16, 16)})
+
+
+# Workers
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(1, None, 0), (2, None, 2), (64, None, 8), (64, 16, 4), (8, 8, 0)]
+)
+def test_default_workers(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers() == workers

@@ -1,0 +1,154 @@
+"""The report before training, and the command that prints it."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2t_vit.data import preflight as preflight_module
+from t2t_vit.data.config import DataConfig
+from t2t_vit.data.images import ImageSet
+from t2t_vit.data.preflight import data_command, preflight
+from t2t_vit.data.sources import open_source
+
+
+def relabelled(images, labels):
+    return ImageSet(images.names, [int(label) for label in labels], images.load)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_source("digits")
+
+
+@pytest.fixture
+def broken(tmp_path, class_folders):
+    """Class folders with two files that are no images."""
+    for part in ("train", "val"):
+        class_folders(tmp_path / part, cat=9, dog=3)
+    (tmp_path / "train" / "cat" / "1.png").write_text("no image")
+    (tmp_path / "val" / "dog" / "2.png").write_bytes(b"")
+    return tmp_path
+
+
+def test_digits_are_fit_for_training(digits):
+    report = preflight(digits)
+    assert report.warnings == []
+    assert str(report).splitlines()[:3] == [
+        "digits: 10 classes, 1,437 images to train on, 360 to validate",
+        "classes: the smallest is 8 with 139 training images, the largest 3 with 146, 1.1 times as many",
+        "images: 1,663 sampled, 0 unreadable, 8 x 8 pixels on average",
+    ]
+    assert "guessing finds 10 %" in str(report).splitlines()[3]
+    assert preflight(digits) == report
+
+
+def test_other_splits_of_the_digits_are_fit_too():
+    for seed in range(3):
+        assert preflight(open_source("digits", seed=seed, val_fraction=0.05)).warnings == []
+
+
+def test_shuffled_validation_labels_are_warned_of(digits):
+    for seed in range(3):
+        labels = np.random.default_rng(seed).permutation(digits.val.labels)
+        report = preflight(replace(digits, val=relabelled(digits.val, labels)))
+        [warning] = report.warnings
+        assert warning.startswith("The labels of the validation images look unrelated to those of the training images.")
+        assert str(report).endswith(f"\nwarning: {warning}")
+
+
+def test_permuted_validation_labels_are_told_by_name(digits):
+    labels = [{3: 7, 7: 3}.get(label, label) for label in digits.val.labels]
+    named = replace(digits, class_names=tuple("abcdefghij"), val=relabelled(digits.val, labels))
+    assert preflight(named).warnings == [
+        "The labels of the validation images look permuted: validation images of d like h, h like d in training."
+    ]
+
+
+def test_classes_without_images_are_named(digits):
+    report = preflight(replace(digits, class_names=(*"0123456789", "ten", "eleven")))
+    assert report.warnings == [
+        "2 classes have no training images: ten, eleven.",
+        "2 classes have no validation images: ten, eleven.",
+    ]
+    assert "the smallest is ten with 0 training images" in str(report)
+
+
+def test_twenty_classes_stand_for_more(class_folders, tmp_path):
+    for part in ("train", "val"):
+        class_folders(tmp_path / part, **{f"c{label:03d}": 8 for label in range(50)})
+    Image.new("L", (100, 60)).save(tmp_path / "train" / "c000" / "0.png")
+    report = preflight(open_source(str(tmp_path)))
+    # 200 of the 400 images of each part, four of each class, and the other four of 20 classes.
+    assert report.num_sampled == pytest.approx(2 * (200 + 20 * 4), abs=10)
+    assert report.mean_size == pytest.approx((4 + 56 / report.num_sampled, 4 + 96 / report.num_sampled))
+    assert report.agreement.chance_percent == pytest.approx(100 / 20, abs=1)
+
+
+def test_time_runs_out_before_every_image_is_read(digits, monkeypatch):
+    times = iter([0.0, *(i * preflight_module.LIMIT_S / 100 for i in range(10_000))])
+    monkeypatch.setattr(preflight_module, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    report = preflight(digits)
+    assert 90 <= report.num_sampled <= 110
+    assert report.agreement is not None  # so few are a fair sample too
+
+
+def test_unreadable_images_are_warned_of(broken, refusal):
+    report = preflight(open_source(str(broken)))
+    assert (report.num_sampled, report.mean_size) == (24, (4, 4))
+    [warning] = report.warnings
+    assert warning.startswith("2 of 24 sampled images cannot be read: train/cat/1.png is not a readable image: ")
+    assert warning.endswith(f"`t2t-vit data {broken} --verify` finds them all.")
+    for file in broken.rglob("*.png"):
+        file.write_bytes(b"")
+    source = open_source(str(broken))
+    assert refusal(broken, lambda data: preflight(source)).startswith(f"None of 24 images of {broken} can be read: ")
+
+
+# The command
+
+
+def test_the_command_prints_the_report(capsys):
+    assert data_command(DataConfig(data="digits")) == 0
+    assert capsys.readouterr().out == f"{preflight(open_source('digits'))}\n"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_verify_lists_every_unreadable_file(broken, capsys, monkeypatch, workers):
+    monkeypatch.setattr(preflight_module, "NUM_SPREAD", 1)
+    monkeypatch.setattr(preflight_module, "NUM_TRAIN", 2)
+    assert data_command(DataConfig(data=str(broken), verify=True, workers=workers)) == 2
+    out, err = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in out.splitlines()[-3:-1]] == [
+        "train/cat/1.png is not a readable image",
+        "val/dog/2.png is not a readable image",
+    ]
+    assert out.endswith("\n2 of 24 images cannot be read.\n")
+    assert err == ""
+
+
+def test_verify_of_good_files(capsys, tmp_path, class_folders):
+    data = str(class_folders(tmp_path, cat=3, dog=3))
+    assert data_command(DataConfig(data=data, verify=True, workers=0)) == 0
+    assert capsys.readouterr().out.endswith("\n0 of 6 images cannot be read.\n")
+
+
+def test_json(broken, capsys):
+    assert data_command(DataConfig(data=str(broken), json=True, verify=True, workers=0)) == 2
+    content = json.loads(capsys.readouterr().out)
+    assert content["classes"] == {"cat": {"train": 9, "val": 9}, "dog": {"train": 3, "val": 3}}
+    assert (content["sampled"], content["mean_height_px"], len(content["warnings"])) == (24, 4, 1)
+    assert [sentence.split()[0] for sentence in content["unreadable"]] == ["train/cat/1.png", "val/dog/2.png"]
+    data_command(DataConfig(data="digits", json=True))
+    content = json.loads(capsys.readouterr().out)
+    assert content["labels"]["verdict"] == "agree"
+    assert "unreadable" not in content
+
+
+def test_workers_without_verify_are_refused(refusal):
+    assert refusal("digits", lambda data: data_command(DataConfig(data=data, workers=2))) == (
+        "--workers decodes for --verify, and has no effect without it: leave it out."
+    )

@@ -1,0 +1,171 @@
+"""Parameters and multiply-accumulates against published and hand-counted figures."""
+
+import csv
+import json
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from t2t_vit.errors import UserError
+from t2t_vit.insight import complexity
+from t2t_vit.insight.complexity import count_macs, count_parameters, describe, models
+from t2t_vit.insight.config import ModelsConfig
+
+# Parameters with the frozen tables, and GMACs at 224 pixels, of the official networks (None: no figure).
+OFFICIAL = {
+    "t2t_vit_7": (4_310_222, "1.147"),
+    "t2t_vit_10": (5_889_230, "1.516"),
+    "t2t_vit_12": (6_941_902, "1.763"),
+    "t2t_vit_14": (21_545_550, "4.783"),
+    "t2t_vit_19": (39_177_422, "8.480"),
+    "t2t_vit_24": (64_105_934, "13.662"),
+    "t2t_vit_t_14": (21_541_070, "6.089"),
+    "t2t_vit_t_19": (39_172_942, "9.785"),
+    "t2t_vit_t_24": (64_101_454, "14.967"),
+    "t2t_vit_14_resnext": (21_545_550, None),
+    "t2t_vit_14_wide": (25_156_302, None),
+    "t2t_vit_14_se": (21_803_598, None),
+    "t2t_vit_16_ghost": (16_253_262, None),
+    "t2t_vit_dense": (23_647_062, None),
+    "t2t_vit_14_conv": (None, "4.6"),
+}
+FEW = ["t2t_vit_7", "t2t_vit_dense", "t2t_vit_7_no_t2t"]
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_figures(name):
+    parameters, gmacs = OFFICIAL[name]
+    row = describe(name)
+    assert row.img_size == (224, 224)
+    if parameters is not None:
+        assert row.parameters == parameters
+    if gmacs is not None:
+        digits = len(gmacs.partition(".")[2])
+        assert f"{row.macs / 1e9:.{digits}f}" == gmacs
+
+
+class SmallNet(nn.Module):
+    """Grouped convolution, fused attention and a linear layer; in training, a second head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+        self.extra = nn.Linear(8, 1000)
+        self.register_buffer("pos_embed", torch.zeros(1, 24, 8))
+
+    def forward(self, x):
+        tokens = self.norm(self.conv(x)).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, 8)
+        x = F.scaled_dot_product_attention(tokens, tokens, tokens).squeeze(1) + self.pos_embed
+        return self.extra(x) if self.training else self.head(x)
+
+
+def test_macs_counted_by_hand():
+    N = 4 * 6
+    convolution, attention, head = N * 8 * (4 // 2) * 9, 2 * N * N * 8, N * 8 * 5
+    assert count_macs(SmallNet(), (4, 4, 6)) == convolution + attention + head
+
+
+def test_attention_is_counted_on_its_plain_path():
+    """Before PyTorch 2.15 fused attention counts for nothing."""
+    fused = []
+
+    class Probe(SmallNet):
+        def forward(self, x):
+            fused.append(torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled())
+            return super().forward(x)
+
+    count_macs(Probe(), (4, 4, 6))
+    assert fused == [False]
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = SmallNet().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    count_macs(model, (4, 4, 6))
+    assert model.training
+    torch.testing.assert_close(model.state_dict(), before)
+
+
+def test_parameters_trained_and_frozen():
+    model = SmallNet()
+    convolution, norm, heads, table = 8 * 2 * 9 + 8, 2 * 8, 9 * 5 + 9 * 1000, 24 * 8
+    everything = convolution + norm + heads + table  # running statistics are no parameters
+    assert count_parameters(model) == (everything - table, everything)
+    model.conv.requires_grad_(False)
+    assert count_parameters(model) == (everything - table - convolution, everything)
+
+
+def test_models_of_timm():
+    resnet = describe("resnet50")
+    assert (resnet.parameters, round(resnet.macs / 1e9, 1)) == (25_557_032, 4.1)
+    assert resnet.depth is resnet.top1_percent is None
+    vit = describe("vit_small_patch16_224")
+    assert (vit.embed_dim, vit.depth, vit.num_heads, round(vit.macs / 1e9, 1)) == (384, 12, 6, 4.6)
+
+
+def test_each_models_own_size_unless_told():
+    assert describe("t2t_vit_7_64px").img_size == (64, 64)
+    assert describe("t2t_vit_14.in1k_384").top1_percent == 83.3
+    wide, tall = describe("T2t_vit_7", (64, 96)), describe("t2t_vit_7", (96, 64))
+    assert wide.macs == tall.macs == count_macs(timm.create_model("t2t_vit_7", img_size=(64, 96)), (3, 64, 96))
+    assert describe("resnet18", 64).macs < describe("resnet18").macs / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("t2t_vit_13", "Unknown model 't2t_vit_13'. Did you mean t2t_vit_"),
+        ("resnet51", "Unknown model 'resnet51'. Did you mean resnet"),
+        ("resnet50.imagenet", "Unknown weights 'resnet50.imagenet'. Did you mean resnet50."),
+    ],
+)
+def test_unknown_names(name, advice):
+    with pytest.raises(UserError) as caught:
+        describe(name)
+    assert str(caught.value).startswith(advice)
+
+
+def test_a_size_that_a_model_cannot_take():
+    with pytest.raises(UserError, match=r"levit_128 cannot take images of 20 x 36 pixels"):
+        describe("levit_128", (20, 36))
+
+
+@pytest.fixture
+def few_models(monkeypatch):
+    """The table of models, cut short."""
+    assert set(FEW) < set(complexity.list_models())
+    monkeypatch.setattr(complexity, "list_models", lambda: FEW)
+
+
+def test_the_table_names_every_model(capsys, few_models):
+    models(ModelsConfig(names=("resnet18", "T2t_vit_7"), img_size=64))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    (dense,) = [line.split() for line in printed.splitlines() if "t2t_vit_dense" in line]
+    assert dense[:6] == ["t2t_vit_dense", "performer", "128-584", "19", "8", "64"]
+    assert dense[-1] == "80.6"
+    starts = [line.split()[0] for line in printed.splitlines() if line.strip()]
+    assert [name for name in starts if name in (*FEW, "resnet18")] == [*FEW, "resnet18"]
+
+
+def test_json_and_csv_hold_the_same(capsys, tmp_path, few_models):
+    path = tmp_path / "models.csv"
+    models(ModelsConfig(img_size=(32, 48), json=True, csv=str(path)))
+    from_json = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    with path.open(newline="") as file:
+        from_csv = {row["model"]: row for row in csv.DictReader(file)}
+    assert list(from_json) == list(from_csv)
+    assert from_csv["t2t_vit_7"]["img_size"] == "32x48"
+    assert int(from_csv["t2t_vit_7"]["macs"]) == from_json["t2t_vit_7"]["macs"]
+    assert from_csv["t2t_vit_7_no_t2t"]["top1_percent"] == ""
+    assert from_json["t2t_vit_7_no_t2t"]["top1_percent"] is None
+
+
+def test_csv_that_cannot_be_written(tmp_path, few_models):
+    with pytest.raises(UserError, match=r"Cannot write .*models\.csv: No such file or directory\. Name another"):
+        models(ModelsConfig(csv=str(tmp_path / "missing" / "models.csv")))

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from t2t_vit.errors import UserError
+from t2t_vit.models.blocks import HeadMixing, Transition, build_backbone
+
+
+@pytest.mark.parametrize("kind", ["plain", "se", "ghost"])
+def test_blocks_keep_the_width(kind):
+    blocks = build_backbone(kind, 24, 2, num_heads=3, mlp_ratio=3.0)
+    x = torch.randn(2, 5, 24)
+    for block in blocks:
+        x = block(x)
+    assert x.shape == (2, 5, 24)
+
+
+def test_dense_stages_grow_and_transitions_halve():
+    blocks = build_backbone("dense", 16, (2, 1), num_heads=4, mlp_ratio=2.0, growth_rate=8)
+    assert [block.out_dim for block in blocks] == [24, 32, 16, 24]
+    assert isinstance(blocks[2], Transition)
+
+
+def test_a_dense_block_keeps_its_input_in_front():
+    (block,) = build_backbone("dense", 16, (1,), num_heads=4, mlp_ratio=2.0, growth_rate=8)
+    x = torch.randn(1, 3, 16)
+    torch.testing.assert_close(block(x)[..., :16], x, rtol=0, atol=0)
+
+
+def test_drop_path_rises_linearly_over_all_blocks():
+    blocks = build_backbone("plain", 16, 5, num_heads=4, mlp_ratio=2.0, drop_path=0.4)
+    assert [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_fused_and_plain_attention_agree():
+    mixing = HeadMixing(16, 4, 0.0)
+    q, k, v = torch.randn(3, 2, 7, 16)
+    fused = mixing(q, k, v)
+    mixing.fused_attn = False
+    torch.testing.assert_close(mixing(q, k, v), fused)
+
+
+def test_squeeze_excite_scales_channels_alike_for_all_tokens():
+    (block,) = build_backbone("se", 32, 1, num_heads=4, mlp_ratio=2.0)
+    x = torch.randn(1, 6, 32)
+    ratio = block.attn.se_layer(x) / x
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    assert ((ratio > 0) & (ratio < 1)).all()
+
+
+def test_mistakes_are_told():
+    common = {"num_heads": 4, "mlp_ratio": 2.0}
+    with pytest.raises(UserError, match=r"Unknown kind of block 'dens'. Did you mean dense"):
+        build_backbone("dens", 16, 2, **common)
+    with pytest.raises(UserError, match=r"growth_rate must be positive for dense blocks"):
+        build_backbone("dense", 16, (2, 2), **common)
+    with pytest.raises(UserError, match=r"depth is a list of stage depths for dense blocks"):
+        build_backbone("plain", 16, (2, 2), **common)
+    with pytest.raises(UserError, match=r"MLP ratio of 3, got 2"):
+        build_backbone("ghost", 16, 2, **common)
+    with pytest.raises(UserError, match=r"width 18 is not a multiple of the number of heads, 4"):
+        build_backbone("plain", 18, 2, **common)

@@ -1,0 +1,80 @@
+import re
+import shutil
+
+import pytest
+import torch
+
+from t2t_vit.errors import UserError
+from t2t_vit.training.config import EvalConfig
+from t2t_vit.training.evaluate import evaluate, evaluate_command, evaluation_loader
+from t2t_vit.training.logs import Display
+from t2t_vit.training.loop import train
+from t2t_vit.training.machine import find_machine
+
+
+@pytest.fixture
+def trained(tiny_config):
+    return train(tiny_config(epochs=1))
+
+
+def run_eval(data, checkpoint, capsys, **changes):
+    capsys.readouterr()
+    evaluate_command(EvalConfig(data=str(data), checkpoint=str(checkpoint), workers=0, **changes))
+    return capsys.readouterr().out
+
+
+def test_eval_finds_what_training_found(trained, picture_folder, capsys):
+    output = run_eval(picture_folder, trained.output / "best.pt", capsys)
+    assert output.splitlines()[-1] == f"Top-1 accuracy of the model is: {trained.best_top1:.1f}%"
+    assert re.search(r"8 images on cpu, float32: loss \d\.\d{4}, top-5 100\.00 %", output)
+
+
+def test_eval_of_the_raw_weights(trained, picture_folder, capsys):
+    output = run_eval(picture_folder, trained.output / "last.pt", capsys, use_ema=False)
+    assert output.splitlines()[-1].endswith(f"{trained.metrics[-1]['val_top1']:.1f}%")
+
+
+def test_eval_at_another_size_says_that_positions_were_resampled(trained, picture_folder, capsys):
+    assert "changed: positions" in run_eval(picture_folder, trained.output / "best.pt", capsys, img_size=48)
+
+
+def test_unreadable_images_are_refused_unless_told(trained, picture_folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(picture_folder, broken)
+    (broken / "val/lying/0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1 of 8 images cannot be read: val/lying/0.png is not .* --skip-unreadable"):
+        run_eval(broken, trained.output / "best.pt", capsys)
+    output = run_eval(broken, trained.output / "best.pt", capsys, skip_unreadable=True)
+    assert "7 images on cpu" in output
+    assert "1 unreadable left out" in output
+
+
+def test_another_class_count_and_other_names_are_refused(trained, picture_folder, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"tells 2 classes apart, .*digits has 10"):
+        run_eval("digits", trained.output / "best.pt", capsys)
+    renamed = tmp_path / "renamed"
+    shutil.copytree(picture_folder / "val", renamed)
+    (renamed / "lying").rename(renamed / "flat")
+    with pytest.raises(UserError, match=r"are not the checkpoint's: 'flat' for 'lying'"):
+        run_eval(renamed, trained.output / "best.pt", capsys)
+
+
+def test_every_image_counts_once_and_the_mode_is_restored(trained, picture_folder):
+    from t2t_vit.data.sources import open_source
+    from t2t_vit.models.weights import build_model
+
+    model, checkpoint = build_model(trained.output / "best.pt")
+    machine = find_machine("cpu")
+    val = open_source(str(picture_folder)).val
+    model.train()
+    for batch_size in (3, 8):
+        loader = evaluation_loader(val, checkpoint.data_config, batch_size=batch_size, machine=machine, workers=0)
+        found = evaluate(model, loader, machine, Display(epochs=1))
+        assert found.num_images == 8
+        assert found.top1_percent == pytest.approx(trained.best_top1)
+    assert model.training
+
+
+def test_float16_is_taken_when_asked():
+    assert find_machine("cpu", amp=True, amp_dtype="float16").amp_dtype == torch.float16
+    assert find_machine("cpu", amp=False).amp_dtype is None

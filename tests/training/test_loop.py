@@ -1,0 +1,174 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from t2t_vit.errors import UserError
+from t2t_vit.training.checkpoints import read_training_state
+from t2t_vit.training.loop import Run, train
+
+
+def weights_of(path):
+    return read_training_state(path)["state_dict"]
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def test_a_run_leaves_what_it_promises(tiny_config):
+    result = train(tiny_config())
+    run = result.output
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert set(rows[0]) == {
+        "epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "ema_top1", "images_per_second", "elapsed_s",
+    }  # fmt: skip
+    assert rows == result.metrics
+    with (run / "summary.csv").open() as file:
+        assert [float(row["val_top1"]) for row in csv.DictReader(file)] == [row["val_top1"] for row in rows]
+    assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 2
+    assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
+    checkpoint = torch.load(run / "last.pt", weights_only=True)
+    assert checkpoint["model"] == "t2t_vit_7"
+    assert checkpoint["class_names"] == ["lying", "upright"]
+    assert checkpoint["data_config"]["input_size"] == [3, 32, 32]
+    assert result.best_top1 == max(row["ema_top1"] for row in rows)
+    assert not list(run.glob("*.tmp"))
+
+
+def test_training_learns(tiny_config):
+    result = train(tiny_config(epochs=10, lr=1e-3, scale=(0.8, 1.0), color_jitter=None, model_ema=False, smoothing=0.0))
+    assert result.metrics[-1]["train_loss"] < 0.5 * result.metrics[0]["train_loss"]
+    assert result.best_top1 == 100.0
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_config, tmp_path):
+    settings = {"mixup": 0.8, "cutmix": 1.0, "reprob": 0.25, "aa": "rand-m9", "drop_path": 0.2, "epochs": 1}
+    runs = {
+        name: weights_of(train(tiny_config(**settings, output=str(tmp_path / name), **changes)).output / "last.pt")
+        for name, changes in {"a": {}, "b": {}, "worker": {"workers": 1}, "c": {"seed": 7}}.items()
+    }
+    assert_same_weights(runs["a"], runs["b"])
+    assert_same_weights(runs["a"], runs["worker"])
+    assert not torch.equal(runs["a"]["cls_token"], runs["c"]["cls_token"])
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(tiny_config, tmp_path, monkeypatch):
+    settings = {"mixup": 0.8, "drop_path": 0.2, "epochs": 3}
+    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+
+    class Stop(Exception):
+        pass
+
+    finish = Run._finish_epoch
+
+    def stop_after_first(self, *args):
+        finish(self, *args)
+        if self.progress.epoch == 1:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_finish_epoch", stop_after_first)
+        with pytest.raises(Stop):
+            train(tiny_config(**settings))
+    resumed = train(tiny_config(**settings, resume=True))
+    assert_same_weights(weights_of(whole.output / "last.pt"), weights_of(resumed.output / "last.pt"))
+    ema = [read_training_state(result.output / "last.pt")["state_dict_ema"] for result in (whole, resumed)]
+    assert_same_weights(*ema)
+    without_times = [
+        [{key: row[key] for key in row if key not in ("elapsed_s", "images_per_second")} for row in result.metrics]
+        for result in (whole, resumed)
+    ]
+    assert without_times[0] == without_times[1]
+
+
+def test_a_finished_run_is_never_overwritten(tiny_config):
+    train(tiny_config(epochs=1))
+    with pytest.raises(UserError, match=r"holds a run: continue it with --resume, or choose another --output"):
+        train(tiny_config(epochs=1))
+
+
+def test_resuming_where_nothing_is_starts_fresh_and_says_so(tiny_config, capsys):
+    result = train(tiny_config(epochs=1, resume=True))
+    assert len(result.metrics) == 1
+    assert "is not there yet: the run starts fresh" in capsys.readouterr().out
+
+
+def test_resuming_under_settings_that_change_the_result_is_refused(tiny_config):
+    train(tiny_config(epochs=1))
+    with pytest.raises(UserError, match=r"lr was 0.0005, now 0.1; seed was 42, now 3"):
+        train(tiny_config(epochs=1, resume=True, lr=0.1, seed=3))
+
+
+def test_resuming_takes_the_recorded_settings_for_those_left_open(tiny_config, picture_folder):
+    config = tiny_config(epochs=1, lr=3e-4)
+    train(config)
+    given = {"data": str(picture_folder), "output": config.output, "resume": True}
+    assert type(config).defaults_for(given) | given == {**vars(config), "resume": True}
+
+
+def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, tmp_path, picture_folder, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(picture_folder, broken)
+    (broken / "train/lying/0.png").write_bytes(b"no image")
+    (broken / "train/lying/1.png").write_bytes((broken / "train/lying/1.png").read_bytes()[:200])
+    (broken / "val/lying/0.png").write_bytes(b"")
+    result = train(tiny_config(data=str(broken), epochs=2))
+    output = capsys.readouterr().out
+    assert len(result.metrics) == 2
+    assert output.count("train/lying/0.png is not a readable image") == 1
+    assert output.count("train/lying/1.png is not a readable image") == 1
+    assert "2 training images could not be read and were left out" in output
+    assert "1 validation images cannot be read and do not count: val/lying/0.png" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "t2t_vit_13"}, "Unknown model 't2t_vit_13'. Did you mean"),
+        ({"epochs": 0, "lr": -1.0}, r"--epochs must be at least 1, got 0; --lr must be positive, got -1.0"),
+        ({"warmup_epochs": 5}, "--warmup-epochs must be from 0 to 1, got 5"),
+        ({"device": "cuda:99"}, "Device 'cuda:99' cannot be used"),
+        ({"device": "tpu9"}, "Device 'tpu9' cannot be used"),
+        ({"data": "digit"}, "digits"),
+        ({"output": "/dev/null/run"}, "The output folder /dev/null/run cannot be written"),
+        ({"img_size": 2}, "smallest size is 3 x 3"),
+        ({"opt": "adamx"}, "Unknown optimiser 'adamx'. Did you mean adam"),
+        ({"aa": "banana"}, "banana"),
+    ],
+)
+def test_mistakes_are_told(tiny_config, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny_config(**changes))
+
+
+def test_the_ema_warms_up(tiny_config):
+    """With a decay of 0.9998 from the first step, 6 steps would leave the average at the initial weights."""
+    result = train(tiny_config(model_ema_decay=0.9998, lr=1e-2))
+    state = read_training_state(result.output / "last.pt")
+    initial = Run(tiny_config(output=str(result.output) + "2")).model.state_dict()
+    key = "blocks.0.mlp.fc1.weight"
+    moved = (state["state_dict"][key] - initial[key]).norm()
+    assert (state["state_dict_ema"][key] - initial[key]).norm() > 0.3 * moved
+
+
+def test_gradients_are_clipped(tiny_config, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train(tiny_config(clip_grad=0.01, epochs=1))
+    assert norms
+    assert np.max(norms) <= 0.0101
