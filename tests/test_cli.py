@@ -53,7 +53,9 @@ def test_an_unknown_command_names_the_closest(capsys: pytest.CaptureFixture[str]
     assert main(["trian", "digits"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == "t2t-vit: error: Unknown command 'trian'. Did you mean train? See t2t-vit --help.\n"
+    assert (
+        output.err == "t2t-vit: error: Unknown command 'trian'. Did you mean train or transfer? See t2t-vit --help.\n"
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -33,9 +33,15 @@ class Command:
 COMMANDS = {
     "train": Command(
         "t2t_vit.training.config:TrainConfig",
-        "t2t_vit.training.loop:train",
+        "t2t_vit.training.loop:train_command",
         "train a model from scratch",
-        "train digits --model t2t_vit_7 --epochs 20 --output runs/digits",
+        "train digits --model t2t_vit_7 --output runs/digits",
+    ),
+    "transfer": Command(
+        "t2t_vit.training.config:TransferConfig",
+        "t2t_vit.training.loop:train_command",
+        "train a checkpoint on other classes",
+        "transfer cifar10 --model t2t_vit_14 --checkpoint 81.5_T2T_ViT_14.pth.tar",
     ),
     "eval": Command(
         "t2t_vit.training.config:EvalConfig",
@@ -54,6 +60,12 @@ COMMANDS = {
         "t2t_vit.insight.compare:compare",
         "what models cost and, given data, how well each learns it",
         "compare digits --models t2t_vit_7 t2t_vit_7_no_t2t",
+    ),
+    "data": Command(
+        "t2t_vit.data.config:DataConfig",
+        "t2t_vit.data.preflight:data_command",
+        "look at labelled images before training",
+        "data digits --verify",
     ),
     "models": Command(
         "t2t_vit.insight.config:ModelsConfig",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t2t_vit.data.agreement import check_agreement, tiny_copy
+from t2t_vit.data.agreement import _Answers, check_agreement, tiny_copy
 from t2t_vit.data.sources import open_source
 
 
@@ -81,13 +81,29 @@ def _near_classes(num_classes, *, num_val, distance, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("num_classes", "num_val", "distance"), [(5, 500, 3), (2, 12, 2), (20, 40, 5)])
+@pytest.mark.parametrize(("num_classes", "num_val", "distance"), [(5, 500, 1.5), (3, 12, 1.5), (10, 60, 2)])
 def test_classes_that_hardly_differ_agree(num_classes, num_val, distance, seed):
     (train, labels), (val, val_labels) = _near_classes(num_classes, num_val=num_val, distance=distance, seed=seed)
     found = check_agreement(train, labels, val, val_labels)
     assert found.verdict == "agree"
-    assert 1.5 < found.train_percent / (100 / num_classes) < 20  # little above guessing, or this would test nothing
-    print(found)
+    assert found.train_percent < found.chance_percent + 25
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_chance_is_no_permutation(seed):
+    # Among 20! permutations there is always one that explains chance well, so that it must prove itself on others.
+    (train, labels), (val, val_labels) = _near_classes(20, num_val=200, distance=3.5, seed=seed)
+    shuffled = np.random.default_rng(seed).permutation(val_labels)
+    assert check_agreement(train, labels, val, shuffled).verdict == "unrelated"
+
+
+def test_standard_errors_are_those_of_answers_dealt_at_random():
+    rng = np.random.default_rng(0)
+    labels, answers = rng.choice(3, 60, p=(0.6, 0.3, 0.1)), rng.choice(3, 60, p=(0.2, 0.3, 0.5))
+    dealt = [(labels == rng.permutation(answers)).mean() for _ in range(4000)]
+    found = _Answers(labels, answers)
+    assert found.chance == pytest.approx(np.mean(dealt), rel=0.02)
+    assert found.share - found.chance == pytest.approx(found.errors_above_chance * np.std(dealt), rel=0.05)
 
 
 def test_too_few_images(digits):

@@ -82,6 +82,7 @@ def test_twenty_classes_stand_for_more(class_folders, tmp_path):
         class_folders(tmp_path / part, **{f"c{label:03d}": 8 for label in range(50)})
     Image.new("L", (100, 60)).save(tmp_path / "train" / "c000" / "0.png")
     report = preflight(open_source(str(tmp_path)))
+    assert "\nclasses: each has 8 training images\n" in str(report)
     # 200 of the 400 images of each part, four of each class, and the other four of 20 classes.
     assert report.num_sampled == pytest.approx(2 * (200 + 20 * 4), abs=10)
     assert report.mean_size == pytest.approx((4 + 56 / report.num_sampled, 4 + 96 / report.num_sampled))

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import Compose, Grayscale
+from torchvision.transforms import Compose, Grayscale, RandomCrop, Resize
 
 from t2t_vit.data.sources import ImageSet, UnreadableImage
 from t2t_vit.errors import UserError
@@ -56,21 +57,41 @@ class Sample(NamedTuple):
     unreadable: str | None
 
 
-def train_transform(data_config: Mapping[str, Any], *, interpolation: str = "random", **augmentation: Any) -> Transform:
+def train_transform(
+    data_config: Mapping[str, Any],
+    *,
+    interpolation: str = "random",
+    crop_padding: float | None = None,
+    **augmentation: Any,
+) -> Transform:
     """timm's training augmentation, from RGB image to normalised tensor.
 
     Args:
         data_config: input_size (C, H, W), mean, std and whatever else timm's data configuration holds.
         interpolation: of the resizing; "random" takes bilinear or bicubic, as timm's training does.
+        crop_padding: resizes to the input size, pads by this share of it and crops that size again, as is usual for
+            CIFAR, instead of cropping at random scales.
         augmentation: arguments of timm.data.create_transform, such as hflip, scale, auto_augment, re_prob, no_aug.
 
     Raises:
         UserError: timm does not take these settings.
     """
     try:
-        return _transform({**data_config, "interpolation": interpolation, **augmentation, "is_training": True})
+        transform = _transform({**data_config, "interpolation": interpolation, **augmentation, "is_training": True})
     except AssertionError as error:  # timm's way to refuse what it is asked for
         raise UserError(f"timm refuses these augmentation settings: {augmentation}. {error}") from error
+    return transform if crop_padding is None else _pad_and_crop(transform, data_config, crop_padding)
+
+
+def _pad_and_crop(transform: Compose, data_config: Mapping[str, Any], crop_padding: float) -> Compose:
+    """The transform with its crop at a random scale replaced."""
+    height, width = data_config["input_size"][1:]
+    padding = [round(width * crop_padding), round(height * crop_padding)]
+    interpolation = str_to_interp_mode(data_config["interpolation"])
+    crop = [Resize((height, width), interpolation), RandomCrop((height, width), padding=padding)]
+    steps = list(transform.transforms)
+    place = next(i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation))
+    return Compose([*steps[:place], *crop, *steps[place + 1 :]])
 
 
 def eval_transform(data_config: Mapping[str, Any]) -> Transform:
@@ -82,7 +103,7 @@ def eval_transform(data_config: Mapping[str, Any]) -> Transform:
     return _transform(data_config)
 
 
-def _transform(settings: Mapping[str, Any]) -> Transform:
+def _transform(settings: Mapping[str, Any]) -> Compose:
     in_chans = settings["input_size"][0]
     if in_chans == 3:
         return create_transform(**settings)
@@ -90,7 +111,7 @@ def _transform(settings: Mapping[str, Any]) -> Transform:
         raise UserError(f"Images have 3 channels, or 1 in grey, got in_chans={in_chans}.")
     # timm's loader averages the statistics too where the image has fewer channels than they have.
     statistics = {key: (fmean(settings[key]),) for key in ("mean", "std")}
-    return Compose([Grayscale(), create_transform(**{**settings, **statistics})])
+    return Compose([Grayscale(), *create_transform(**{**settings, **statistics}).transforms])
 
 
 class EpochBatches(Sampler[list[Draw]]):
@@ -104,6 +125,7 @@ class EpochBatches(Sampler[list[Draw]]):
     Args:
         num_images: size of the training set.
         batch_size: B, images in a batch over all processes.
+        repeats: times an image is drawn, one after another; an epoch then holds so many times fewer images.
         seed: of the order.
         rank: this process, r.
         world_size: number of processes, W.
@@ -112,7 +134,16 @@ class EpochBatches(Sampler[list[Draw]]):
         UserError: when a batch or the images cannot be shared among the processes.
     """
 
-    def __init__(self, num_images: int, *, batch_size: int, seed: int = 42, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        repeats: int = 1,
+        seed: int = 42,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
                 f"Expected a batch size that {world_size} process(es) can share evenly, got {batch_size}. "
@@ -120,7 +151,7 @@ class EpochBatches(Sampler[list[Draw]]):
             )
         if num_images < world_size:
             raise UserError(f"{num_images} training images are too few for {world_size} processes: start fewer.")
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.num_images, self.batch_size, self.repeats, self.seed = num_images, batch_size, repeats, seed
         self.rank, self.world_size = rank, world_size
         self.batches_per_epoch = max(1, num_images // batch_size)
         self.set_epoch(0)
@@ -134,7 +165,8 @@ class EpochBatches(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images).tolist()
+        permutation = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+        order = np.repeat(permutation, self.repeats)[: self.num_images].tolist()
         for batch in range(self.start_batch, self.batches_per_epoch):
             first, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_images)
             mine = range(first + self.rank, end, self.world_size)
@@ -232,7 +264,7 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         collate_fn=collate,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own, or each iteration would take a number from the training's
     )
 
@@ -244,6 +276,8 @@ def default_workers() -> int:
     return min(share, 8) if share > 1 else 0
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one decides when its workers end.
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job; the main one
+    # saves first and then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """A look at the data before training, for what costs weeks when it is found late."""
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,7 @@ class Preflight:
         if self.unreadable:
             sentences.append(
                 f"{len(self.unreadable)} of {self.num_sampled} sampled images cannot be read: "
-                f"{some(self.unreadable)}. `t2t-vit data {self.name} --verify` finds them all."
+                f"{some(self.unreadable)}. `t2t-vit data {shlex.quote(self.name)} --verify` finds them all."
             )
         if self.agreement and self.agreement.verdict == "unrelated":
             sentences.append(
@@ -78,21 +79,26 @@ class Preflight:
         return sentences
 
     def __str__(self) -> str:
-        counts = dict(zip(self.class_names, self.train_counts, strict=True))
-        smallest, largest = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-        ratio = f"{counts[largest] / counts[smallest]:.1f} times as many" if counts[smallest] else "none in the former"
         height, width = self.mean_size
         lines = [
             f"{self.name}: {len(self.class_names)} classes, {sum(self.train_counts):,} images to train on, "
             f"{sum(self.val_counts):,} to validate",
-            f"classes: the smallest is {smallest} with {counts[smallest]:,} training images, "
-            f"the largest {largest} with {counts[largest]:,}, {ratio}",
+            f"classes: {self._describe_counts()}",
             f"images: {self.num_sampled:,} sampled, {len(self.unreadable)} unreadable, "
             f"{height:.0f} x {width:.0f} pixels on average",
             f"labels: {self._describe_agreement()}",
             *(f"warning: {sentence}" for sentence in self.warnings),
         ]
         return "\n".join(lines)
+
+    def _describe_counts(self) -> str:
+        counts = list(self.train_counts)
+        fewest, most = min(counts), max(counts)
+        if fewest == most:
+            return f"each has {most:,} training images"
+        smallest, largest = self.class_names[counts.index(fewest)], self.class_names[counts.index(most)]
+        ratio = f", {most / fewest:.1f} times as many" if fewest else ""
+        return f"the smallest is {smallest} with {fewest:,} training images, the largest {largest} with {most:,}{ratio}"
 
     def _describe_agreement(self) -> str:
         found = self.agreement

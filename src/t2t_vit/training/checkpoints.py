@@ -1,6 +1,7 @@
 """Our checkpoint files: written whole or not at all, and enough to be used alone or to go on training."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,24 @@ def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path} could not be written: {error}. The checkpoint before it stands.") from error
+
+
+def link_checkpoint(path: Path, name: Path) -> None:
+    """Gives a checkpoint a second name, whole or not at all; the file is not written twice where the disk has links.
+
+    Raises:
+        UserError: when it cannot be done.
+    """
+    temporary = name.with_name(name.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        temporary.replace(name)
+    except OSError as error:
+        raise UserError(f"{name} could not be written: {error}.") from error
 
 
 def read_training_state(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Accuracy:
 def evaluate(
     model: nn.Module, loader: "DataLoader[Batch]", machine: Machine, display: Display, *, label: str = "evaluating"
 ) -> Accuracy:
-    """Measures a network on every image of a loader.
+    """Measures a network on every image of a loader; of several processes, each has a part and all get the whole.
 
     Args:
         model: the network; its mode is set to evaluation and restored.
@@ -65,17 +65,24 @@ def evaluate(
                 evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
             steps.advance()
     model.train(was_training)
-    found = evaluator.compute()
-    return Accuracy(found["top1"], found["top5"], found["loss"], evaluator.num_samples, tuple(unreadable))
+    found = evaluator.compute(distributed=machine.world_size > 1)
+    of_all = machine.gather((evaluator.num_samples, unreadable))
+    return Accuracy(
+        top1_percent=found["top1"],
+        top5_percent=found["top5"],
+        loss=found["loss"],
+        num_images=sum(count for count, _ in of_all),
+        unreadable=tuple(sentence for _, sentences in of_all for sentence in sentences),
+    )
 
 
 def evaluation_loader(
     images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
 ) -> "DataLoader[Batch]":
-    """Batches of every image once, resized and cropped as the data configuration says."""
+    """Batches of every image once, over all processes, resized and cropped as the data configuration says."""
     return make_loader(
         DrawnImages(images, eval_transform(data_config)),
-        evaluation_batches(len(images), batch_size=batch_size),
+        evaluation_batches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",
     )
@@ -106,7 +113,7 @@ def evaluate_command(config: EvalConfig) -> None:
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
     model, checkpoint = build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
     display.say(str(checkpoint.report))
-    evaluation = open_evaluation(config.data, trained_split=checkpoint.extra.get("split"))
+    evaluation = open_evaluation(config.data, data_dir=config.data_dir, trained_split=checkpoint.extra.get("split"))
     display.say(f"{len(evaluation.images):,} images of {len(evaluation.class_names)} classes: {evaluation.part}")
     _refuse_other_classes(model, checkpoint.class_names, evaluation)
 

@@ -1,6 +1,7 @@
 """What a run leaves behind, and what a person sees while it goes on."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,49 +23,86 @@ METRICS, SUMMARY, ENVIRONMENT, SPLIT = "metrics.jsonl", "summary.csv", "environm
 class RunDirectory:
     """The files of one run.
 
-    Args:
-        path: the directory, made if it is not there.
-        resume: whether a run in it is continued; else a run in it is never overwritten.
-
-    Raises:
-        UserError: when it holds a run that is not to be continued, or cannot be written.
+    Attributes:
+        last: the checkpoint to go on from.
+        best: the checkpoint of the best epoch.
+        bad_steps: what is known of steps that were skipped.
     """
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.last, self.best = path / "last.pt", path / "best.pt"
+        self.bad_steps = path / "bad_steps.jsonl"
+
+    def prepare(self, *, resume: bool) -> None:
+        """Makes the directory.
+
+        Args:
+            resume: whether a run in it is continued; else a run in it is never overwritten.
+
+        Raises:
+            UserError: when it holds a run that is not to be continued, or cannot be written.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / ".writable").touch()
-            (path / ".writable").unlink()
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".writable").touch()
+            (self.path / ".writable").unlink()
         except OSError as error:
             raise UserError(
-                f"The output folder {path} cannot be written: {error.strerror}. Choose another --output."
+                f"The output folder {self.path} cannot be written: {error.strerror}. Choose another --output."
             ) from None
-        if not resume and (self.last.exists() or (path / METRICS).exists()):
-            raise UserError(f"{path} holds a run: continue it with --resume, or choose another --output.")
+        if not resume and (self.last.exists() or (self.path / METRICS).exists()):
+            raise UserError(f"{self.path} holds a run: continue it with --resume, or choose another --output.")
+
+    def of_epoch(self, epoch: int) -> Path:
+        """The checkpoint of an epoch, where those of several are kept."""
+        return self.path / f"epoch-{epoch + 1:04d}.pt"
+
+    def forget_epochs_before(self, epoch: int) -> None:
+        """Removes the checkpoints of earlier epochs."""
+        for path in self.path.glob("epoch-*.pt"):
+            if path < self.of_epoch(epoch):
+                path.unlink()
+
+    def record_bad_step(self, step: dict[str, Any]) -> None:
+        """Notes a step that was skipped."""
+        with self.bad_steps.open("a") as file:
+            file.write(json.dumps(step) + "\n")
 
     def write_settings(self, config: Any, environment: dict[str, Any], split: dict[str, Any]) -> None:
         """Writes what the run depends on."""
-        (self.path / CONFIG_FILE).write_text(yaml.safe_dump(plain(asdict(config)), sort_keys=False))
-        (self.path / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
-        (self.path / SPLIT).write_text(json.dumps(split, indent=2) + "\n")
+        _write(self.path / CONFIG_FILE, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+        _write(self.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        _write(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
 
     def write_metrics(self, metrics: Iterable[dict[str, Any]]) -> None:
         """Writes one line an epoch, as JSON objects and as a table."""
         rows = list(metrics)
-        (self.path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with (self.path / SUMMARY).open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
+        _write(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+        _write(self.path / SUMMARY, table.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that is whole whenever it has its name."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 class Display:
-    """Progress on the terminal: a bar while an epoch runs, a line when it ends."""
+    """Progress on the terminal: a bar while an epoch runs, a line when it ends.
 
-    def __init__(self, *, epochs: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+    Args:
+        epochs: of the run.
+        silent: shows nothing, as in all but the first of several processes.
+    """
+
+    def __init__(self, *, epochs: int, silent: bool = False) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, quiet=silent)
         self.epochs = epochs
 
     def say(self, text: str) -> None:
@@ -81,7 +119,9 @@ class Display:
             TextColumn("{task.fields[news]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal or self.console.quiet
+        ) as progress:
             yield Steps(progress, progress.add_task(label, total=total, completed=done, news=""))
 
     def epoch(self, row: dict[str, Any], *, remaining_s: float) -> None:
@@ -90,6 +130,7 @@ class Display:
         self.say(
             f"epoch {row['epoch'] + 1:3d}/{self.epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
             f"top-1 {row['val_top1']:6.2f} %{ema}  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  "
+            f"data wait {row['data_wait_percent']:.0f} %  {row['memory_gb']:.1f} GB  "
             f"{format_duration(remaining_s)} left"
         )
 

@@ -6,33 +6,34 @@ ends with the very weights of one that was never stopped.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import timm
 import torch
-from timm.data import Mixup
-from timm.layers import to_2tuple
-from timm.models import resolve_model_input_args
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask
+import yaml
 from timm.utils import dispatch_clip_grad
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
+from t2t_vit.data.preflight import preflight
 from t2t_vit.data.sources import open_source
-from t2t_vit.errors import UserError, closest
+from t2t_vit.errors import UserError
 from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.training.checkpoints import model_section, plain, read_training_state, write_checkpoint
+from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
+from t2t_vit.training.checkpoints import link_checkpoint, model_section, plain, read_training_state, write_checkpoint
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.evaluate import data_config_of, evaluate, evaluation_loader
+from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
-from t2t_vit.training.machine import describe_environment, find_machine
+from t2t_vit.training.machine import describe_environment, find_machine, peak_memory_gb
+from t2t_vit.training.settings import refuse_other_run, refuse_wrong_settings
+
+MAX_BAD_STEPS = 10
+"""Steps in a row without a finite gradient after which a run stops: it does not recover from more by itself."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class TrainResult:
         metrics: one row an epoch, as in metrics.jsonl.
         best_top1: accuracy of best.pt in percent: of the moving average where one is kept.
         seconds: time spent training, evaluations included.
+        interrupted: exit code for the signal that ended the run before its time, None where none did.
     """
 
     output: Path
     metrics: list[dict[str, Any]]
     best_top1: float
     seconds: float
+    interrupted: int | None = None
 
 
 @dataclass
@@ -59,8 +62,10 @@ class Progress:
     Attributes:
         epoch: the epoch that runs, from 0.
         batch: batches of it that are done.
-        loss_sum: of the losses of these batches, each times its images.
-        num_images: of these batches.
+        loss_sum: of the losses of its images.
+        num_images: of these images.
+        bad_steps: steps of the run that were skipped since a gradient was not finite.
+        bad_in_a_row: the last of them.
         elapsed_s: time spent, before this start too.
         metrics: rows of the epochs that are done.
         unreadable: what was said of images that could not be read.
@@ -70,13 +75,27 @@ class Progress:
     batch: int = 0
     loss_sum: float = 0.0
     num_images: int = 0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
     elapsed_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
-    def best(self) -> tuple[float, int]:
-        """Highest accuracy so far in percent, and its epoch."""
-        return max(((row.get("ema_top1", row["val_top1"]), -row["epoch"]) for row in self.metrics), default=(-1.0, 0))
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch so far, the first of equals."""
+        return max(self.metrics, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
+
+
+def train_command(config: TrainConfig) -> int | None:
+    """`t2t-vit train` and `transfer`: trains, or shows what would run. Returns the exit code of an interrupted run."""
+    if config.show:
+        print(yaml.safe_dump(plain(asdict(config)), sort_keys=False), end="")
+        return None
+    try:
+        return train(config).interrupted
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -89,55 +108,49 @@ def train(config: TrainConfig) -> TrainResult:
         Where the run is, and how it went.
 
     Raises:
-        UserError: for data, a model or a directory that cannot be used.
+        UserError: for data, a model or a directory that cannot be used, or a loss that stays infinite.
     """
     return Run(config).train()
 
 
 class Run:
-    """One training run: what it needs, and how far it is."""
+    """One training run: what it needs, and how far it is. Every process of several has its own."""
 
     def __init__(self, config: TrainConfig) -> None:
         name = resolve_any_name(config.model)
-        _refuse_wrong_settings(config)
+        refuse_wrong_settings(config)
         self.config = config
         self.machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
-        self.source = open_source(config.data, val_fraction=config.val_fraction)
-        self.directory = RunDirectory(Path(config.run_directory), resume=config.resume)
-        self.display = Display(epochs=config.epochs)
+        self.source = self.machine.first_first(
+            lambda: open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
+        )
+        self.directory = RunDirectory(Path(config.run_directory))
+        self.machine.ask_first(lambda: self.directory.prepare(resume=config.resume))
+        self.display = Display(epochs=config.epochs, silent=not self.machine.is_first)
+        self.interruption = Interruption()
 
         torch.manual_seed(config.seed)
-        model_args = resolve_model_input_args(
-            name,
-            {"img_size": config.img_size and to_2tuple(config.img_size)},
-            num_classes=len(self.source.class_names),
-        )
-        model_args = {key: value for key, value in model_args.items() if key in ("num_classes", "img_size")}
-        self.model: nn.Module = timm.create_model(
-            name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path
-        ).to(self.machine.device)
+        class_names = self.source.class_names
+        self.model, model_args, report = build_network(config, name, num_classes=len(class_names))
+        if report is not None:
+            self.display.say(str(report))
+        self.model.to(self.machine.device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.data_config = data_config_of(self.model, img_size=config.img_size, crop_pct=config.crop_pct)
-        self.about = model_section(name, model_args, class_names=self.source.class_names, data_config=self.data_config)
-        self.mixup = _make_mixup(config, num_classes=len(self.source.class_names))
-        self.task = ClassificationTask(
-            self.model,
-            criterion_kwargs={"smoothing": config.smoothing, "soft_targets": self.mixup is not None},
-            device=self.machine.device,
-            verbose=False,
+        self.about = model_section(name, model_args, class_names=class_names, data_config=self.data_config)
+        self.mixup = build_mixup(config, num_classes=len(class_names))
+        self.task = build_task(config, self.model, self.machine)
+        self.optimizer = build_optimizer(config, self.model)
+        self.batches = EpochBatches(
+            len(self.source.train),
+            batch_size=config.batch_size,
+            repeats=config.aug_repeats,
+            seed=config.seed,
+            rank=self.machine.rank,
+            world_size=self.machine.world_size,
         )
-        if config.model_ema:
-            self.task.setup_ema(decay=config.model_ema_decay, use_warmup=True)
-        self.optimizer = create_optimizer_v2(self.model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
-        self.batches = EpochBatches(len(self.source.train), batch_size=config.batch_size, seed=config.seed)
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs,
-            warmup_lr=config.warmup_lr,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=self.batches.batches_per_epoch,
-        )
+        self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=self.batches.batches_per_epoch)
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.amp_dtype == torch.float16)
         self.progress = Progress()
 
@@ -145,159 +158,278 @@ class Run:
         """Runs what is left of the epochs."""
         if self.config.resume:
             self._restore()
-        self.directory.write_settings(self.config, describe_environment(self.machine), self.source.split)
+        if self.machine.is_first:
+            self.directory.write_settings(self.config, describe_environment(self.machine), self.source.split)
         self.display.say(self._describe())
+        self.display.say(self.machine.ask_first(lambda: str(preflight(self.source))))
         train_loader, val_loader = self._loaders()
         self._started_s = time.monotonic() - self.progress.elapsed_s
-        while self.progress.epoch < self.config.epochs:
-            began = time.monotonic()
-            images_before = self.progress.num_images
-            self._train_epoch(train_loader)
-            images_per_second = (self.progress.num_images - images_before) / (time.monotonic() - began)
-            self._finish_epoch(val_loader, images_per_second)
+        with self.interruption.watch():
+            while self.progress.epoch < self.config.epochs:
+                speed = self._train_epoch(train_loader)
+                if not self._interrupted():
+                    self._finish_epoch(val_loader, speed)
+                if self._interrupted():
+                    self._save(end_of_epoch=False)
+                    break
         return self._result()
 
-    def _train_epoch(self, loader: "DataLoader[Batch]") -> None:
+    def _train_epoch(self, loader: "DataLoader[Batch]") -> dict[str, float]:
+        """What is left of an epoch, or until an interruption; returns how fast it went."""
         progress = self.progress
         self.batches.set_epoch(progress.epoch, start_batch=progress.batch)
+        if self.mixup is not None and self.config.mixup_off_epoch:
+            self.mixup.mixup_enabled = progress.epoch < self.config.mixup_off_epoch
         self.task.train()
+        began, wait_s, images = time.monotonic(), 0.0, progress.num_images
         label = f"epoch {progress.epoch + 1}/{self.config.epochs}"
-        total = self.batches.batches_per_epoch
-        with self.display.steps(label, total, done=progress.batch) as steps:
+        with self.display.steps(label, self.batches.batches_per_epoch, done=progress.batch) as steps:
+            waiting_since = began
             for batch in loader:
+                wait_s += time.monotonic() - waiting_since
                 self._warn_of_unreadable(batch)
-                if len(batch.images):
-                    loss = self._step(batch)
-                    progress.loss_sum += loss * len(batch.images)
-                    progress.num_images += len(batch.images)
+                self._step(batch)
                 progress.batch += 1
                 steps.advance(f"loss {progress.loss_sum / max(progress.num_images, 1):.4f}")
+                if self._interrupted():
+                    break
+                if self.config.checkpoint_every and self._steps_done() % self.config.checkpoint_every == 0:
+                    self._save(end_of_epoch=False)
+                waiting_since = time.monotonic()
+        seconds = time.monotonic() - began
+        return {
+            "images_per_second": (progress.num_images - images) * self.machine.world_size / seconds,
+            "data_wait_percent": 100 * wait_s / seconds,
+        }
 
-    def _step(self, batch: Batch) -> float:
-        """One update of the weights; returns the loss."""
-        step = self.progress.epoch * self.batches.batches_per_epoch + self.progress.batch
-        self.scheduler.step_update(step)
-        images, targets = self._to_device(batch)
-        seed = np.random.SeedSequence((self.config.seed, step)).generate_state(1, np.uint64)[0]
-        torch.manual_seed(int(seed))
-        if self.mixup is not None:
-            np.random.seed(int(seed) % 2**32)
-            even = len(images) // 2 * 2  # mixup pairs images: an odd one is left out
-            images, targets = self.mixup(images[:even], targets[:even])
-        with self.machine.autocast():
-            loss = self.task(images, targets)["loss"]
+    def _step(self, batch: Batch) -> None:
+        """One update of the weights, or none where the gradient is not finite."""
+        self.schedule.step_update(self._steps_done())
+        seed = self._seed_step()
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        loss_sum = 0.0
+        for images, targets, share, last in self._parts(batch, seed):
+            with self.task.no_sync() if not last else torch.enable_grad():
+                with self.machine.autocast():
+                    loss = self.task(images, targets)["loss"]
+                # A sum over the images, divided by what a full batch has: so the gradients that several processes
+                # average are those of one process, though an image may be unreadable in one of them.
+                self.scaler.scale(loss * share).backward()
+            loss_sum += loss.item() * len(images)
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        if not torch.isfinite(norm):  # the same in every process: it holds the gradient of all
+            self._skip_step(batch, loss_sum)
+            self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)
+            return
         if self.config.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            dispatch_clip_grad(self.model.parameters(), self.config.clip_grad)
+            dispatch_clip_grad(parameters, self.config.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.task.update_ema(step=step + 1)
-        return loss.item()
+        self.task.update_ema(step=self._steps_done() + 1)
+        self.progress.bad_in_a_row = 0
+        self.progress.loss_sum += loss_sum
+        self.progress.num_images += len(batch.images)
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _parts(self, batch: Batch, seed: int) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
+        """The batch on the device, mixed, in the parts that go through the network one after another.
+
+        Yields images, targets, the share of the batch that they are, and whether it is the last part.
+        """
         device = self.machine.device
-        return batch.images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
+        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
+        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        targets = batch.targets.to(device, non_blocking=True)
+        full = min(self.config.batch_size, len(self.source.train)) / self.machine.world_size
+        if len(images) == 0:  # all unreadable; other processes wait for this one's part of the gradient
+            images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
+            full = float("inf")
+        if self.mixup is not None:
+            np.random.seed(seed % 2**32)
+            even = len(images) // 2 * 2  # mixup pairs images: an odd one is left out
+            images, targets = self.mixup(images[:even], targets[:even])
+        parts = min(self.config.grad_accum_steps, len(images))
+        for part, (some, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
+            yield some, their, len(some) / full, part == parts - 1
 
-    def _finish_epoch(self, val_loader: "DataLoader[Batch]", images_per_second: float) -> None:
+    def _steps_done(self) -> int:
+        return self.progress.epoch * self.batches.batches_per_epoch + self.progress.batch
+
+    def _seed_step(self) -> int:
+        """Starts the random numbers of mixup and dropout; each process has its own."""
+        key = (self.config.seed, self._steps_done(), self.machine.rank)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        torch.manual_seed(seed)
+        return seed
+
+    def _skip_step(self, batch: Batch, loss_sum: float) -> None:
+        """Counts and records a step that is not taken; stops the run when they come one after another."""
+        progress = self.progress
+        progress.bad_steps += 1
+        progress.bad_in_a_row += 1
+        names = [self.source.train.name(index) for index in batch.indices.tolist()]
+        files = [name for names_of_one in self.machine.gather(names) for name in names_of_one]
+        if self.machine.is_first:
+            self.directory.record_bad_step(
+                {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
+            )
+        self.display.say(
+            f"warning: epoch {progress.epoch + 1}, batch {progress.batch + 1}: the loss or its gradient is not finite; "
+            f"step skipped, its images are in {self.directory.bad_steps}"
+        )
+        if progress.bad_in_a_row >= MAX_BAD_STEPS:
+            kept = (
+                f"{self.directory.last} is the last good checkpoint"
+                if self.directory.last.exists()
+                else "nothing saved"
+            )
+            raise UserError(
+                f"{MAX_BAD_STEPS} steps in a row had no finite loss; {kept}. Look at the images in "
+                f"{self.directory.bad_steps}; lower --lr, set --clip-grad 1, or use --no-amp, in another --output."
+            )
+
+    def _interrupted(self) -> bool:
+        """Whether any process was asked to end; all agree."""
+        return any(self.machine.gather(self.interruption.signal is not None))
+
+    def _finish_epoch(self, val_loader: "DataLoader[Batch]", speed: dict[str, float]) -> None:
         """Evaluates, records and saves."""
         progress = self.progress
+        loss_sum, num_images = self._totals()
         found = evaluate(self.model, val_loader, self.machine, self.display, label="validating")
         row = {
             "epoch": progress.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": progress.loss_sum / max(progress.num_images, 1),
+            "train_loss": loss_sum / max(num_images, 1),
             "val_loss": found.loss,
             "val_top1": found.top1_percent,
             "val_top5": found.top5_percent,
         }
         if self.task.has_ema():
             ema = self.task.get_eval_model(ema=True)
-            row["ema_top1"] = evaluate(
-                ema, val_loader, self.machine, self.display, label="validating the average"
-            ).top1_percent
+            average = evaluate(ema, val_loader, self.machine, self.display, label="validating the average")
+            row["ema_top1"] = average.top1_percent
         if found.unreadable and progress.epoch == 0:
             self._warn(f"{len(found.unreadable)} validation images cannot be read and do not count", found.unreadable)
+        if self.interruption.signal is not None and self.machine.world_size == 1:
+            return  # the time to leave may be short: the epoch is evaluated again when the run goes on
         progress.elapsed_s = time.monotonic() - self._started_s
-        row |= {"images_per_second": images_per_second, "elapsed_s": progress.elapsed_s}
+        row |= {**speed, "memory_gb": peak_memory_gb(self.machine.device), "elapsed_s": progress.elapsed_s}
 
         progress.metrics.append(row)
         progress.epoch, progress.batch, progress.loss_sum, progress.num_images = progress.epoch + 1, 0, 0.0, 0
         remaining_s = progress.elapsed_s / progress.epoch * (self.config.epochs - progress.epoch)
         self.display.epoch(row, remaining_s=remaining_s)
-        self._save(is_best=progress.best()[1] == -row["epoch"])
-        self.directory.write_metrics(progress.metrics)
+        self._save(end_of_epoch=True)
 
-    def _save(self, *, is_best: bool) -> None:
-        progress = self.progress
+    def _totals(self) -> tuple[float, int]:
+        """Loss and images of the epoch so far, over all processes."""
+        sums = self.machine.gather((self.progress.loss_sum, self.progress.num_images))
+        return sum(loss for loss, _ in sums), sum(images for _, images in sums)
+
+    def _save(self, *, end_of_epoch: bool) -> None:
+        """Writes last.pt and, after an epoch, what comes of it. A disk that is full now may not be at the next save."""
+        loss_sum, num_images = self._totals()
+        unreadable = self.machine.gather(self.progress.unreadable)
+        self.progress.elapsed_s = time.monotonic() - self._started_s
+        if not self.machine.is_first:
+            return
+        progress = asdict(self.progress) | {"loss_sum": loss_sum, "num_images": num_images}
+        progress["unreadable"] = list(dict.fromkeys(sentence for sentences in unreadable for sentence in sentences))
         contents = {
             **self.about,
             **self.task.get_checkpoint_state(),
             **(self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "progress": asdict(progress),
-            "epoch": progress.epoch - 1,
-            "metrics": progress.metrics[-1] if progress.metrics else {},
+            "progress": progress,
+            "epoch": self.progress.epoch - 1,
+            "metrics": self.progress.metrics[-1] if self.progress.metrics else {},
             "config": plain(asdict(self.config)),
             "split": self.source.split,
         }
-        write_checkpoint(self.directory.last, contents)
-        if is_best:
-            write_checkpoint(self.directory.best, contents)
+        try:
+            write_checkpoint(self.directory.last, contents)
+            if end_of_epoch:
+                self._file_epoch()
+        except UserError as error:
+            if self.progress.epoch == self.config.epochs:
+                raise
+            self.display.say(f"warning: {error}")
+
+    def _file_epoch(self) -> None:
+        """What follows from last.pt after an epoch: best.pt, the checkpoints of the last epochs, the tables."""
+        epoch = self.progress.epoch - 1
+        best = self.progress.best()
+        if best is not None and best["epoch"] == epoch:
+            link_checkpoint(self.directory.last, self.directory.best)
+        if self.config.checkpoint_hist > 1:
+            link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
+            self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
+        self.directory.write_metrics(self.progress.metrics)
 
     def _restore(self) -> None:
         """Takes up where last.pt left; refuses settings under which the result would be another."""
-        if not self.directory.last.exists():
+        if not self.machine.ask_first(self.directory.last.exists):
             self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
             return
         state = read_training_state(self.directory.last)
-        _refuse_other_run(state, {**self.about, "split": self.source.split, "config": asdict(self.config)})
+        refuse_other_run(state, {**self.about, "split": self.source.split, "config": asdict(self.config)})
         self.task.load_checkpoint_state(state["state_dict"])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.display.say(f"Continuing {self.directory.path} at epoch {self.progress.epoch + 1}.")
+        if not self.machine.is_first:  # its sums are those of all
+            self.progress.loss_sum, self.progress.num_images = 0.0, 0
+        elif self.progress.batch == 0 and self.progress.metrics:  # it may have died before it came to this
+            self._file_epoch()
+        self.display.say(
+            f"Continuing {self.directory.path} at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}."
+        )
 
     def _loaders(self) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
         config = self.config
-        augmentation: dict[str, Any] = {
-            "scale": config.scale,
-            "ratio": config.ratio,
-            "hflip": config.hflip,
-            "vflip": config.vflip,
-            "color_jitter": config.color_jitter,
-            "auto_augment": config.aa,
-            "re_prob": config.reprob,
-            "re_mode": "pixel",
-        }
-        train_set = DrawnImages(self.source.train, train_transform(self.data_config, **augmentation), seed=config.seed)
+        transform = train_transform(
+            self.data_config,
+            crop_padding=config.crop_padding,
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            vflip=config.vflip,
+            color_jitter=config.color_jitter,
+            auto_augment=config.aa,
+            re_prob=config.reprob,
+            re_mode="pixel",
+        )
         train_loader = make_loader(
-            train_set, self.batches, workers=config.workers, pin_memory=self.machine.device.type == "cuda"
+            DrawnImages(self.source.train, transform, seed=config.seed),
+            self.batches,
+            workers=config.workers,
+            pin_memory=self.machine.device.type == "cuda",
         )
         val_loader = evaluation_loader(
             self.source.val,
             self.data_config,
-            batch_size=config.batch_size,
+            batch_size=max(1, config.batch_size // self.machine.world_size),
             machine=self.machine,
             workers=config.workers,
         )
         return train_loader, val_loader
 
     def _describe(self) -> str:
-        source, (height, width) = self.source, self.data_config["input_size"][1:]
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        split = ""
-        if source.split["kind"] == "stratified":
-            split = f" ({source.split['val_fraction']:.0%} of each class split off with seed {source.split['seed']})"
+        height, width = self.data_config["input_size"][1:]
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        split = self.source.split
+        how = ""
+        if split["kind"] == "stratified":
+            how = f"{split['val_fraction']:.0%} of each class split off for validation with seed {split['seed']}\n"
         return (
-            f"{self.about['model']}, {parameters:,} trained parameters, {height} x {width} pixels, on {self.machine}\n"
-            f"{source.name}: {len(source.class_names)} classes, {len(source.train):,} images to train on, "
-            f"{len(source.val):,} to validate{split}\n"
-            f"recipe {self.config.recipe}, run directory {self.directory.path}"
+            f"{self.about['model']}, {trained:,} trained parameters, {height} x {width} pixels, on {self.machine}\n{how}"
+            f"recipe {self.config.recipe}, lr {self.config.lr:.3g} for {self.config.batch_size} images a step, "
+            f"run directory {self.directory.path}"
         )
 
     def _warn_of_unreadable(self, batch: Batch) -> None:
@@ -312,61 +444,20 @@ class Run:
 
     def _result(self) -> TrainResult:
         progress = self.progress
-        best, epoch = progress.best()
+        best = progress.best() or {"epoch": -1, "val_top1": 0.0}
+        top1 = best.get("ema_top1", best["val_top1"])
         if progress.unreadable:
             self.display.say(f"{len(progress.unreadable)} training images could not be read and were left out.")
-        self.display.say(
-            f"best top-1 {best:.2f} % in epoch {1 - epoch}; {format_duration(progress.elapsed_s)} in all; "
-            f"{self.directory.best}"
-        )
-        return TrainResult(self.directory.path, progress.metrics, best, progress.elapsed_s)
-
-
-def _make_mixup(config: TrainConfig, *, num_classes: int) -> Mixup | None:
-    if config.mixup == 0 and config.cutmix == 0:
-        return None
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        switch_prob=config.mixup_switch_prob,
-        label_smoothing=config.smoothing,
-        num_classes=num_classes,
-    )
-
-
-def _refuse_wrong_settings(config: TrainConfig) -> None:
-    """Tells every value that makes no sense, before anything is opened."""
-    wrong = [
-        f"--{name.replace('_', '-')} must be {meaning}, got {getattr(config, name)}"
-        for name, holds, meaning in (
-            ("epochs", config.epochs >= 1, "at least 1"),
-            ("batch_size", config.batch_size >= 1, "at least 1"),
-            ("lr", config.lr > 0, "positive"),
-            ("warmup_epochs", 0 <= config.warmup_epochs < config.epochs, f"from 0 to {config.epochs - 1}"),
-            ("smoothing", 0 <= config.smoothing < 1, "from 0 to 1"),
-            ("drop_path", 0 <= config.drop_path < 1, "from 0 to 1"),
-            ("model_ema_decay", 0 < config.model_ema_decay < 1, "between 0 and 1"),
-            ("workers", config.workers is None or config.workers >= 0, "at least 0"),
-        )
-        if not holds
-    ]
-    if config.opt not in list_optimizers():
-        wrong.append(closest(config.opt, list_optimizers(), "optimiser").removesuffix("."))
-    if wrong:
-        raise UserError("; ".join(wrong) + ".")
-
-
-HARMLESS = ("output", "resume", "workers", "data")
-"""Settings that a run may change when it goes on; the data is compared by its images, not by its name."""
-
-
-def _refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
-    then, wanted = state["config"], plain(now["config"])
-    pairs = {key: (then.get(key), wanted[key]) for key in wanted if key not in HARMLESS}
-    pairs |= {key: (state[key], now[key]) for key in ("class_names", "split")}
-    changed = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in pairs.items() if old != new]
-    if changed:
-        raise UserError(
-            f"The run cannot go on under other settings: {'; '.join(changed)}. "
-            "Leave them as they were, or start another run with another --output."
-        )
+        if progress.bad_steps:
+            self.display.say(f"{progress.bad_steps} steps were skipped; see {self.directory.bad_steps}.")
+        interrupted = None
+        if progress.epoch < self.config.epochs:
+            codes = self.machine.gather(self.interruption.signal and EXIT_CODES[self.interruption.signal])
+            interrupted = next(code for code in codes if code is not None)
+            self.display.say(f"Stopped and saved; --resume with --output {self.directory.path} goes on from here.")
+        else:
+            self.display.say(
+                f"best top-1 {top1:.2f} % in epoch {best['epoch'] + 1}; {format_duration(progress.elapsed_s)} in all; "
+                f"{self.directory.best}"
+            )
+        return TrainResult(self.directory.path, progress.metrics, top1, progress.elapsed_s, interrupted)

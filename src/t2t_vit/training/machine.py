@@ -3,30 +3,38 @@
 import contextlib
 import os
 import platform
+import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 import torchvision
+from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 
 import t2t_vit
 from t2t_vit.errors import UserError
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Machine:
-    """Where tensors live and in which precision matrix products run.
+    """Where tensors live, in which precision matrix products run, and which of how many processes this one is.
 
     Attributes:
         device: of the model and the batches.
         amp_dtype: type of autocast; None computes in float32.
+        rank: number of this process among all, on every machine together.
+        world_size: how many they are.
     """
 
     device: torch.device
     amp_dtype: torch.dtype | None
+    rank: int = 0
+    world_size: int = 1
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -34,16 +42,51 @@ class Machine:
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             yield
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The plain Python values of all processes, by rank, in each of them."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def ask_first(self, question: Callable[[], T]) -> T:
+        """What the first process answers, in every process; its `UserError` too."""
+        answer: Any = None
+        if self.is_first:
+            try:
+                answer = question()
+            except UserError as error:
+                answer = error
+        answer = self.gather(answer)[0]
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def first_first(self, do: Callable[[], T]) -> T:
+        """What each process gets by doing this, the first before the others: so that what it downloads is there."""
+        try:
+            done = do() if self.is_first else None
+        finally:
+            self.gather(None)  # also where it failed, so that the others fail for the same reason
+        return do() if done is None else done
+
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
-        return f"{name}, {str(self.amp_dtype or torch.float32).removeprefix('torch.')}"
+        times = f"{self.world_size} x " if self.world_size > 1 else ""
+        return f"{times}{name}, {str(self.amp_dtype or torch.float32).removeprefix('torch.')}"
 
 
 def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: str = "bfloat16") -> Machine:
-    """The machine as the settings want it.
+    """The machine as the settings want it; joins the other processes where torchrun or SLURM started several.
 
     Args:
-        device: a torch device, or "auto" for the GPU where there is one.
+        device: a torch device, or "auto" for the GPU where there is one. Of several processes each takes its own GPU.
         amp: half precision; None takes bfloat16 where the hardware multiplies it faster than float32.
         amp_dtype: "bfloat16" or "float16".
 
@@ -52,7 +95,12 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    rank, world_size = 0, 1
     try:
+        if is_distributed_env():
+            if not torch.distributed.is_initialized():
+                device = init_distributed_device_so(device)["device"]
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
@@ -60,7 +108,7 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
     if amp is None:
         amp = _has_fast_bfloat16(found)
         amp_dtype = "bfloat16"
-    return Machine(found, getattr(torch, amp_dtype) if amp else None)
+    return Machine(found, getattr(torch, amp_dtype) if amp else None, rank, world_size)
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
@@ -68,6 +116,14 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # A CPU that only converts bfloat16 loses by it; one with instructions for its products gains (docs/log.md).
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory used so far: the GPU's, or this process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
 
 
 def describe_environment(machine: Machine) -> dict[str, Any]:
@@ -81,6 +137,7 @@ def describe_environment(machine: Machine) -> dict[str, Any]:
         "device": str(machine),
         "cpu": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": machine.world_size,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "command": sys.argv,

@@ -1,0 +1,148 @@
+"""What a run is made of, by its settings: network, task, optimiser, schedule, mixup. All but the choices is timm's."""
+
+import inspect
+from typing import Any
+
+import timm
+import torch
+from timm.data import Mixup
+from timm.layers import to_2tuple
+from timm.models import resolve_model_input_args
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.task import ClassificationTask, LogitDistillationTask
+from timm.task.task import TrainingTask
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from t2t_vit.errors import UserError
+from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint
+from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.machine import Machine
+
+
+def build_network(
+    config: TrainConfig, name: str, *, num_classes: int
+) -> tuple[nn.Module, dict[str, Any], LoadReport | None]:
+    """The network to train.
+
+    Args:
+        config: the settings.
+        name: its registered name.
+        num_classes: classes of its head.
+
+    Returns:
+        The network, the arguments by which it differs from the registered one, and how a checkpoint went into it.
+
+    Raises:
+        UserError: for an image size or a checkpoint that does not fit.
+    """
+    size = {"img_size": config.img_size and to_2tuple(config.img_size)}
+    resolved = resolve_model_input_args(name, size, num_classes=num_classes)
+    model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved}
+    model: Any = timm.create_model(name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path)
+    report = load_checkpoint(model, config.checkpoint) if config.checkpoint else None
+    if config.freeze_backbone:
+        head = set(model.get_classifier().parameters())
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter in head)
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model, model_args, report
+
+
+def build_task(config: TrainConfig, model: Any, machine: Machine) -> TrainingTask:
+    """The network with its loss: classification, or that and a teacher's soft labels.
+
+    Raises:
+        UserError: for a teacher that cannot be had, or has other classes.
+    """
+    criterion = {"smoothing": config.smoothing, "soft_targets": config.mixup > 0 or config.cutmix > 0}
+    common: dict[str, Any] = {"criterion_kwargs": criterion, "device": machine.device, "verbose": False}
+    if config.teacher is None:
+        task: TrainingTask = ClassificationTask(model, **common)
+    else:
+        task = LogitDistillationTask(
+            model,
+            _build_teacher(config, num_classes=model.num_classes).to(machine.device),
+            task_loss_weight=1 - config.distill_alpha,
+            temperature=config.distill_temperature,
+            **common,
+        )
+    if config.model_ema:
+        task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+    if config.compile:
+        task.compile()
+    if machine.world_size > 1:
+        # The only buffers are frozen tables, equal everywhere; the switch has another name since torch 2.15.
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        gpu = [machine.device] if machine.device.type == "cuda" else None
+        task.prepare_distributed(device_ids=gpu, **{sync: False})
+    return task
+
+
+def _build_teacher(config: TrainConfig, *, num_classes: int) -> nn.Module:
+    assert config.teacher is not None
+    if config.teacher_checkpoint:
+        teacher, _ = build_model(config.teacher_checkpoint, model=config.teacher)
+    else:
+        teacher = timm.create_model(config.teacher, pretrained=True)
+    if teacher.num_classes != num_classes:
+        raise UserError(
+            f"The teacher {config.teacher} tells {teacher.num_classes} classes apart, the data has {num_classes}: "
+            "give --teacher-checkpoint with weights that were trained on these classes."
+        )
+    return teacher
+
+
+def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
+    """The optimiser over every trained tensor, each in exactly one group.
+
+    With `backbone_lr_scale` the head learns at `lr` and all else at that share of it, and weight decay holds for every
+    tensor, as the official transfer code has it. Else biases, norms and the class token have no weight decay.
+
+    Raises:
+        UserError: for settings of which one would have no effect.
+    """
+    options: dict[str, Any] = {"opt": config.opt, "lr": config.lr, "weight_decay": config.weight_decay}
+    if config.momentum is not None:
+        options["momentum"] = config.momentum
+    if config.backbone_lr_scale is None:
+        return create_optimizer_v2(model, layer_decay=config.layer_decay, **options)
+    head = set(model.get_classifier().parameters())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter in head]},
+        {"params": [p for p in trained if p not in head], "lr": config.lr * config.backbone_lr_scale},
+    ]
+    return create_optimizer_v2([group for group in groups if group["params"]], **options)
+
+
+def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, *, updates_per_epoch: int) -> Scheduler:
+    """The cosine with its warm-up and cool-down: a function of the number of the update."""
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=config.epochs - config.cooldown_epochs,
+        warmup_epochs=config.warmup_epochs,
+        cooldown_epochs=config.cooldown_epochs,
+        warmup_lr=config.warmup_lr,
+        min_lr=config.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    return schedule
+
+
+def build_mixup(config: TrainConfig, *, num_classes: int) -> Mixup | None:
+    """Mixup and CutMix, where the settings want either."""
+    if config.mixup == 0 and config.cutmix == 0:
+        return None
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        switch_prob=config.mixup_switch_prob,
+        label_smoothing=config.smoothing,
+        num_classes=num_classes,
+    )

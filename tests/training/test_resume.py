@@ -1,0 +1,220 @@
+"""A run that was stopped and continued ends with the very weights of one that never was."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2t_vit.errors import UserError
+from t2t_vit.training import loop
+from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
+from t2t_vit.training.loop import Run, train
+
+EVERYTHING = {
+    "mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "drop": 0.1, "drop_path": 0.2,
+    "aug_repeats": 2, "clip_grad": 1.0,
+}  # fmt: skip
+SETTINGS = {
+    "everything": EVERYTHING,
+    "no average, accumulation": {"model_ema": False, "grad_accum_steps": 3},
+    "bfloat16": {"amp": True},
+    "sgd with momentum": {"opt": "sgd", "momentum": 0.9, "lr": 0.01, "backbone_lr_scale": 0.1},
+}
+
+
+class Killed(BaseException):
+    """What ends a run in these tests as suddenly as a dead machine: nothing but the files remains."""
+
+
+def final_state(result):
+    state = read_training_state(result.output / "last.pt")
+    weights = {
+        f"{part}.{key}": value
+        for part in ("state_dict", "state_dict_ema")
+        for key, value in state.get(part, {}).items()
+    }
+    moments = {
+        f"{index}.{key}": value
+        for index, moment in state["optimizer"]["state"].items()
+        for key, value in moment.items()
+        if torch.is_tensor(value)
+    }
+    return weights | moments
+
+
+def assert_equal_runs(one, other):
+    states = final_state(one), final_state(other)
+    assert states[0].keys() == states[1].keys()
+    assert [key for key in states[0] if not torch.equal(states[0][key], states[1][key])] == []
+    kept = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "ema_top1")
+    rows = [[{key: row[key] for key in kept if key in row} for row in run.metrics] for run in (one, other)]
+    assert [row["epoch"] for row in rows[1]] == list(range(len(rows[0])))
+    for row, their in zip(*rows, strict=True):
+        assert row == pytest.approx(their, rel=1e-12)
+
+
+def kill_after_step(monkeypatch, step):
+    steps = [0]
+    original = Run._step
+
+    def stop(self, batch):
+        if steps[0] == step:
+            raise Killed
+        steps[0] += 1
+        original(self, batch)
+
+    monkeypatch.setattr(Run, "_step", stop)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("step", [0, 2, 4, 5])
+def test_killed_after_a_step(name, step, tiny_config, tmp_path, monkeypatch):
+    """3 steps an epoch, a checkpoint after every second: kills fall on and between checkpoints and epochs."""
+    settings = {**SETTINGS[name], "checkpoint_every": 2, "workers": 0}
+    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        kill_after_step(patch, step)
+        with pytest.raises(Killed):
+            train(tiny_config(**settings))
+    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
+
+
+def test_killed_many_times_with_changing_numbers_of_workers(tiny_config, tmp_path, monkeypatch):
+    settings = {**EVERYTHING, "checkpoint_every": 1}
+    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    for workers in (0, 1, 2):
+        with monkeypatch.context() as patch:
+            kill_after_step(patch, 1)
+            with pytest.raises(Killed):
+                train(tiny_config(**settings, resume=True, workers=workers))
+    assert_equal_runs(whole, train(tiny_config(**settings, resume=True, workers=1)))
+
+
+def test_killed_between_the_checkpoint_and_what_follows_from_it(tiny_config, tmp_path, monkeypatch):
+    whole = train(tiny_config(output=str(tmp_path / "whole"), checkpoint_hist=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_file_epoch", lambda self: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(tiny_config(checkpoint_hist=2))
+    resumed = train(tiny_config(checkpoint_hist=2, resume=True))
+    assert_equal_runs(whole, resumed)
+    for name in ("best.pt", "epoch-0001.pt", "epoch-0002.pt"):
+        ours, theirs = (read_training_state(run.output / name)["state_dict"] for run in (resumed, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert (resumed.output / "metrics.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["step", "validation"])
+def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkeypatch, capsys):
+    whole = train(tiny_config(output=str(tmp_path / "whole")))
+    target, name = (Run, "_step") if moment == "step" else (loop, "evaluate")
+    original, calls = getattr(target, name), [0]
+
+    def send(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls[0] += 1
+        if calls[0] == 2:
+            os.kill(os.getpid(), number)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, send)
+        stopped = train(tiny_config())
+    assert stopped.interrupted == 128 + number
+    assert "Stopped and saved; --resume" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert read_training_state(stopped.output / "last.pt")["progress"]["batch"] == (2 if moment == "step" else 3)
+    assert_equal_runs(whole, train(tiny_config(resume=True)))
+
+
+def test_a_second_ctrl_c_leaves_at_once(tiny_config, monkeypatch):
+    def send(self, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "_step", send)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_last_checkpoints_are_kept(tiny_config):
+    result = train(tiny_config(epochs=4, checkpoint_hist=2))
+    assert sorted(path.name for path in result.output.glob("*.pt")) == [
+        "best.pt", "epoch-0003.pt", "epoch-0004.pt", "last.pt",
+    ]  # fmt: skip
+
+
+def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config, monkeypatch, capsys):
+    save, calls = torch.save, [0]
+
+    def fill_the_disk(contents, file):
+        calls[0] += 1
+        if calls[0] == 2:
+            file.write(b"half a checkpoint")
+            raise OSError(28, "No space left on device")
+        save(contents, file)
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    result = train(tiny_config(epochs=3))
+    output = capsys.readouterr().out
+    assert "last.pt could not be written: [Errno 28] No space left on device. The checkpoint before it stands" in output
+    assert len(result.metrics) == 3
+    assert not list(result.output.glob("*.tmp"))
+    calls[0] = 1
+    with pytest.raises(UserError, match="No space left"):
+        write_checkpoint(result.output / "last.pt", {})
+    assert read_training_state(result.output / "last.pt")["progress"]["epoch"] == 3
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_fails(tiny_config, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda contents, file: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match="No space left"):
+        train(tiny_config(epochs=1))
+
+
+def test_a_damaged_checkpoint_is_told(tiny_config):
+    result = train(tiny_config(epochs=1))
+    last = result.output / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last.pt is damaged and cannot be continued from"):
+        train(tiny_config(epochs=1, resume=True))
+
+
+def poison(monkeypatch, bad_steps):
+    """Makes the loss of these steps of a run infinite."""
+    calls, original = [0], Run._parts
+
+    def parts(self, batch, seed):
+        calls[0] += 1
+        for images, targets, share, last in original(self, batch, seed):
+            yield images * (float("inf") if calls[0] in bad_steps else 1), targets, share, last
+
+    monkeypatch.setattr(Run, "_parts", parts)
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_recorded(tiny_config, monkeypatch, capsys):
+    poison(monkeypatch, {2, 5})
+    result = train(tiny_config())
+    state = read_training_state(result.output / "last.pt")
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+    assert (state["progress"]["bad_steps"], state["progress"]["bad_in_a_row"]) == (2, 0)
+    lines = (result.output / "bad_steps.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert '"batch": 1' in lines[0]
+    assert lines[0].count("train/") == 8
+    output = capsys.readouterr().out
+    assert "epoch 1, batch 2: the loss or its gradient is not finite; step skipped" in output
+    assert "2 steps were skipped" in output
+
+
+def test_a_loss_that_stays_infinite_stops_the_run_with_a_good_checkpoint(tiny_config, monkeypatch):
+    poison(monkeypatch, set(range(4, 100)))
+    with pytest.raises(UserError, match=r"10 steps in a row had no finite loss; .*last.pt is the last good checkpoint"):
+        train(tiny_config(epochs=9))
+    output = Path(tiny_config().run_directory)
+    state = read_training_state(output / "last.pt")
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
