@@ -67,6 +67,13 @@ COMMANDS = {
         "look at labelled images before training",
         "data digits --verify",
     ),
+    "prepare-imagenet": Command(
+        "t2t_vit.data.config:PrepareImagenetConfig",
+        "t2t_vit.data.imagenet:prepare_imagenet",
+        "the ImageNet folders, from the three published archives",
+        "prepare-imagenet --train-tar ILSVRC2012_img_train.tar --val-tar ILSVRC2012_img_val.tar "
+        "--devkit ILSVRC2012_devkit_t12.tar.gz --output imagenet",
+    ),
     "models": Command(
         "t2t_vit.insight.config:ModelsConfig",
         "t2t_vit.insight.complexity:models",

@@ -427,7 +427,8 @@ class Run:
         if split["kind"] == "stratified":
             how = f"{split['val_fraction']:.0%} of each class split off for validation with seed {split['seed']}\n"
         return (
-            f"{self.about['model']}, {trained:,} trained parameters, {height} x {width} pixels, on {self.machine}\n{how}"
+            f"{self.about['model']}, {trained:,} trained parameters, {height} x {width} pixels, on {self.machine}\n"
+            f"{how}"
             f"recipe {self.config.recipe}, lr {self.config.lr:.3g} for {self.config.batch_size} images a step, "
             f"run directory {self.directory.path}"
         )
