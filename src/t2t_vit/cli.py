@@ -119,9 +119,9 @@ def _run(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"{closest(name, COMMANDS, 'command')} See t2t-vit --help.")
 
-    # Before torch starts its threads: by default they spin while they wait for one another, and where workers or other
-    # programs share the cores that makes training several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch starts its threads. By default they spin for long while they wait for one another, and where loader
+    # workers or other programs share the cores, training slows down several times (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
     from t2t_vit.options import parse  # here, so that `t2t-vit --help` does not wait for argparse
 
