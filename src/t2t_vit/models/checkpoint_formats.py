@@ -184,7 +184,7 @@ def _read_file(file: Path, source: str, use_ema: bool) -> Checkpoint:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:  # the format's own limit for its header
         return _read_safetensors(file, source)
     if head.startswith((b"PK", b"\x80\x02")):  # a zip archive, or a pickle as torch before 1.6 wrote it
-        return _recognise(_read_torch(file, source), source, use_ema)
+        return recognise(_read_torch(file, source), source, use_ema)
     raise UserError(f"{source} is no checkpoint: it is {_describe(head)}.")
 
 
@@ -207,7 +207,7 @@ def _read_safetensors(file: Path, source: str) -> Checkpoint:
         raise UserError(f"The checkpoint {source} is cut off or damaged: {error}.") from error
     if FORMAT in metadata:
         return _ours({**json.loads(metadata[FORMAT]), "state_dict": state}, source, use_ema=False)
-    checkpoint = _recognise(state, source, use_ema=False)
+    checkpoint = recognise(state, source, use_ema=False)
     return dataclasses.replace(checkpoint, kind=SAFETENSORS if checkpoint.kind == STATE_DICT else checkpoint.kind)
 
 
@@ -242,8 +242,17 @@ def _read_torch(file: Path, source: str) -> Any:
         ) from error
 
 
-def _recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
-    """Finds the weights in the content of a file."""
+def recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
+    """What the content of a file holds, as it comes from `torch.load`.
+
+    Args:
+        content: a dictionary of any known format.
+        source: what to call it.
+        use_ema: take the exponential moving average of the weights where it has one.
+
+    Raises:
+        UserError: when it is no checkpoint.
+    """
     if not isinstance(content, Mapping):
         raise UserError(f"{source} is no checkpoint: expected a state dict, found a {type(content).__name__}.")
     if content.get("format") == FORMAT:

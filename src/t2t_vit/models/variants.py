@@ -6,12 +6,13 @@ The figures are the official repository's, and mmpretrain's where said: see `Var
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor
 
 from t2t_vit.errors import UserError, closest
 from t2t_vit.models.t2t_vit import T2TViT
@@ -165,6 +166,12 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _fit_state_dict(content: Mapping[str, Any], model: T2TViT) -> dict[str, Tensor]:
+    from t2t_vit.models.weights import fit_state_dict  # weights builds networks from this table
+
+    return fit_state_dict(content, model)
+
+
 def _register(name: str, variant: Variant) -> Callable[..., T2TViT]:
     def build(pretrained: bool = False, **kwargs: Any) -> T2TViT:
         out_indices = kwargs.pop("out_indices", 3)
@@ -172,6 +179,7 @@ def _register(name: str, variant: Variant) -> Callable[..., T2TViT]:
             T2TViT,
             name,
             pretrained,
+            pretrained_filter_fn=_fit_state_dict,
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **{**variant.model_args, **kwargs},
         )

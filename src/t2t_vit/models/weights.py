@@ -14,7 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.checkpoint_formats import OFFICIAL_CIFAR, SQUARE_KINDS, Checkpoint, read_checkpoint
+from t2t_vit.models.checkpoint_formats import OFFICIAL_CIFAR, SQUARE_KINDS, Checkpoint, read_checkpoint, recognise
 from t2t_vit.models.positions import resample_positions
 from t2t_vit.models.t2t_vit import T2TViT
 from t2t_vit.models.variants import VARIANTS, resolve_any_name
@@ -129,6 +129,15 @@ def load_for_transfer_learning(
             f"create it with num_classes={num_classes}, or pass num_classes={model.num_classes} here."
         )
     return load_checkpoint(model, checkpoint_path, use_ema, strict=strict)
+
+
+def fit_state_dict(content: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """timm's `pretrained_filter_fn`: the tensors of a loaded checkpoint of any format, in the shapes of a network.
+
+    Raises:
+        UserError: when it is another network's.
+    """
+    return _fit(recognise(content, "the pretrained file", True), model)[0]
 
 
 def build_model(

@@ -10,7 +10,10 @@ from t2t_vit.options import argument, option
 from t2t_vit.training.recipes import recipe_for
 
 CONFIG_FILE = "config.yaml"
-DATA_HELP = "a folder with train/ and val/ or only class folders, a .tar of one, digits, cifar10, cifar100, wds/FOLDER or hfds/NAME"
+DATA_HELP = (
+    "a folder with train/ and val/ or only class folders, a .tar of one, digits, cifar10, cifar100, wds/FOLDER or "
+    "hfds/NAME"
+)
 SCHEDULE, REGULARISATION, AUGMENTATION, MACHINE = "Schedule", "Regularisation", "Augmentation", "Machine"
 
 
