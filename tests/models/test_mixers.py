@@ -109,7 +109,7 @@ def test_weights_that_overflow_half_precision_do_no_harm():
 
 def test_scripting_keeps_performer_attention_in_high_precision():
     q, k, v, w = random_qkvw(1.0)
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):
         scripted = torch.jit.script(performer_attention)
     with torch.autocast("cpu", torch.bfloat16):
         result = scripted(q, k, v, w)

@@ -38,9 +38,8 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():  # TorchScript has no switch for autocast, but autocast leaves float64 alone
         return _performer_attention(q.double(), k.double(), v.double(), w.double()).to(v.dtype)
-    device = q.device.type
-    has_autocast = torch.amp.is_autocast_available(device)  # the meta device has none
-    with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
+    # the meta device has no autocast
+    with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
         exact = torch.promote_types(q.dtype, torch.float32)
         return _performer_attention(q.to(exact), k.to(exact), v.to(exact), w.to(exact)).to(v.dtype)
 

@@ -1,0 +1,161 @@
+import itertools
+
+import pytest
+import timm
+import torch
+
+from t2t_vit.errors import UserError
+from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
+from t2t_vit.training.loop import train
+from t2t_vit.training.machine import find_machine
+
+
+def network(config):
+    return build_network(config, config.model, num_classes=2)[0]
+
+
+def groups_of(optimizer):
+    return [{id(parameter) for parameter in group["params"]} for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"backbone_lr_scale": 0.01}, {"layer_decay": 0.7}, {"freeze_backbone": True}, {"opt": "sgd", "momentum": 0.9}],
+)
+def test_every_trained_tensor_is_in_exactly_one_group(changes, tiny_config):
+    model = network(tiny_config(**changes))
+    groups = groups_of(build_optimizer(tiny_config(**changes), model))
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    assert set().union(*groups) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+def test_transfer_groups_are_the_head_and_the_rest(tiny_config):
+    config = tiny_config(opt="sgd", momentum=0.9, lr=0.05, backbone_lr_scale=0.01, weight_decay=5e-4)
+    model = network(config)
+    head, rest = build_optimizer(config, model).param_groups
+    assert {id(parameter) for parameter in head["params"]} == {id(model.head.weight), id(model.head.bias)}
+    assert id(model.cls_token) in {id(parameter) for parameter in rest["params"]}
+    assert (head["lr"], rest["lr"]) == (0.05, pytest.approx(5e-4))
+    assert (head["weight_decay"], rest["weight_decay"], head["momentum"]) == (5e-4, 5e-4, 0.9)
+
+
+def test_weight_decay_spares_biases_norms_and_the_class_token(tiny_config):
+    model = network(tiny_config())
+    groups = build_optimizer(tiny_config(), model).param_groups
+    spared = {id(parameter) for group in groups if group["weight_decay"] == 0 for parameter in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in spared}
+    assert {"cls_token", "norm.weight", "blocks.0.norm1.bias", "head.bias"} <= names
+    assert "blocks.0.attn.qkv.weight" not in names
+
+
+def test_layer_decay_lowers_the_rate_towards_the_stem(tiny_config):
+    config = tiny_config(layer_decay=0.5)
+    model = network(config)
+    scales = {
+        id(p): group["lr_scale"] for group in build_optimizer(config, model).param_groups for p in group["params"]
+    }
+    assert scales[id(model.head.weight)] == 1.0
+    first, last = (scales[id(model.blocks[i].mlp.fc1.weight)] for i in (0, 6))
+    assert first == pytest.approx(last * 0.5**6)
+    assert scales[id(model.cls_token)] == pytest.approx(first * 0.5)
+
+
+def test_a_frozen_backbone_does_not_move(tiny_config):
+    config = tiny_config(freeze_backbone=True, epochs=1, lr=0.1, model_ema=False)
+    torch.manual_seed(config.seed)  # as the run does before it builds the network
+    before = network(config).state_dict()
+    state = torch.load(train(config).output / "last.pt", weights_only=True)["state_dict"]
+    moved = {key for key in state if not torch.equal(state[key], before[key])}
+    assert moved <= {"head.weight", "head.bias"}
+
+
+def test_the_schedule_warms_up_follows_the_cosine_and_cools_down(tiny_config):
+    config = tiny_config(epochs=10, warmup_epochs=2, cooldown_epochs=2, lr=1.0, min_lr=0.1, warmup_lr=0.0)
+    optimizer = build_optimizer(config, network(config))
+    schedule = build_schedule(config, optimizer, updates_per_epoch=4)
+    rates = []
+    for step in range(40):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:8] == pytest.approx([i / 8 for i in range(8)])
+    assert rates[16] == pytest.approx(0.55)
+    assert rates[32:] == pytest.approx([0.1] * 8)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[8:]))
+
+
+def test_a_checkpoint_of_another_class_count_starts_the_run(tiny_config, tmp_path, capsys):
+    torch.manual_seed(1)
+    donor = timm.create_model("t2t_vit_7", img_size=32, num_classes=7)
+    torch.save(donor.state_dict(), tmp_path / "donor.pth")
+    config = tiny_config(checkpoint=str(tmp_path / "donor.pth"), epochs=1, lr=1e-9, min_lr=0.0, model_ema=False)
+    state = torch.load(train(config).output / "last.pt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(state["blocks.3.mlp.fc1.weight"], donor.state_dict()["blocks.3.mlp.fc1.weight"])
+    assert "head: rebuilt for 2 classes, the file has 7" in capsys.readouterr().out
+
+
+def test_a_student_follows_its_teacher(tiny_config, tmp_path):
+    """With nothing but the teacher's part in the loss, labels do not matter."""
+    torch.manual_seed(0)
+    teacher = timm.create_model("t2t_vit_7", img_size=32, num_classes=2)
+    with torch.no_grad():
+        teacher.head.weight.zero_()
+        teacher.head.bias.copy_(torch.tensor([0.0, 3.0]))
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    settings = {"teacher": "t2t_vit_7", "teacher_checkpoint": str(tmp_path / "teacher.pth"), "distill_alpha": 1.0}
+    result = train(tiny_config(**settings, epochs=6, lr=1e-3, model_ema=False))
+    assert result.metrics[-1]["val_top1"] == 50.0  # always the second class
+    assert result.metrics[-1]["train_loss"] < 0.1 * result.metrics[0]["train_loss"]
+
+
+def test_a_teacher_of_other_classes_is_refused(tiny_config, tmp_path):
+    torch.save(timm.create_model("t2t_vit_7", img_size=32, num_classes=5).state_dict(), tmp_path / "teacher.pth")
+    config = tiny_config(teacher="t2t_vit_7", teacher_checkpoint=str(tmp_path / "teacher.pth"))
+    with pytest.raises(UserError, match=r"teacher t2t_vit_7 tells 5 classes apart, the data has 2"):
+        build_task(config, network(config), find_machine("cpu"))
+
+
+def test_accumulation_changes_nothing_but_rounding(tiny_config, tmp_path):
+    # no dropout; and no Adam, which makes the sign of a gradient of rounding errors count
+    settings = {
+        "model": "t2t_vit_7_no_t2t",
+        "epochs": 1,
+        "model_ema": False,
+        "opt": "sgd",
+        "lr": 0.01,
+        "drop_path": 0.0,
+    }
+    states = [
+        torch.load(
+            train(tiny_config(**settings, grad_accum_steps=steps, output=str(tmp_path / str(steps)))).output
+            / "last.pt",
+            weights_only=True,
+        )["state_dict"]
+        for steps in (1, 4)
+    ]
+    whole, parts = (torch.cat([value.flatten() for value in state.values()]) for state in states)
+    assert (whole - parts).norm() < 1e-6 * whole.norm()
+
+
+def test_channels_last_and_checkpointed_training_runs(tiny_config):
+    changes = {"channels_last": True, "grad_checkpointing": True, "epochs": 1}
+    assert len(train(tiny_config(**changes)).metrics) == 1
+
+
+def test_mixup_only_where_it_is_wanted(tiny_config):
+    assert build_mixup(tiny_config(), num_classes=2) is None
+    assert build_mixup(tiny_config(mixup=0.8), num_classes=2) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_checkpoint": "x"}, "--teacher-checkpoint has no effect without --teacher"),
+        ({"mixup_off_epoch": 3}, "--mixup-off-epoch has nothing to end"),
+        ({"freeze_backbone": True, "backbone_lr_scale": 0.1}, "--backbone-lr-scale has no effect"),
+        ({"layer_decay": 0.5, "backbone_lr_scale": 0.1}, "exclude each other"),
+        ({"cooldown_epochs": 2}, "--cooldown-epochs must be from 0 to 1, got 2"),
+    ],
+)
+def test_settings_without_effect_are_refused(changes, message, tiny_config):
+    with pytest.raises(UserError, match=message):
+        train(tiny_config(**changes))

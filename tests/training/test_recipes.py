@@ -1,0 +1,76 @@
+import pytest
+import yaml
+
+from t2t_vit.cli import main
+from t2t_vit.errors import UserError
+from t2t_vit.options import parse
+from t2t_vit.training.config import TrainConfig, TransferConfig
+from t2t_vit.training.recipes import RECIPES
+
+
+def settings(*words, cls=TrainConfig):
+    return parse(cls, words, prog="t2t-vit train")
+
+
+@pytest.mark.parametrize(
+    ("model", "lr", "weight_decay"),
+    [
+        ("t2t_vit_7", 1e-3, 0.03),
+        ("t2t_vit_10", 1e-3, 0.03),
+        ("T2t_vit_12", 1e-3, 0.03),
+        ("t2t_vit_14", 5e-4, 0.05),
+        ("t2t_vit_t_14", 5e-4, 0.05),
+        ("t2t_vit_19", 5e-4, 0.065),
+        ("t2t_vit_t_24", 5e-4, 0.065),
+    ],
+)
+def test_imagenet_is_the_official_recipe_for_each_model(model, lr, weight_decay):
+    config = settings("imagenet", "--recipe", "imagenet", "--model", model)
+    assert (config.lr, config.weight_decay) == (lr, weight_decay)
+    expected = {
+        "epochs": 310, "cooldown_epochs": 10, "warmup_epochs": 10, "warmup_lr": 1e-6, "min_lr": 1e-5, "batch_size": 512,
+        "opt": "adamw", "drop_path": 0.1, "mixup": 0.8, "cutmix": 1.0, "mixup_switch_prob": 0.5, "smoothing": 0.1,
+        "aa": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25, "scale": (0.08, 1.0), "seed": 42,
+        "model_ema_decay": 0.99996, "model_ema_warmup": False, "clip_grad": None,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_the_learning_rate_follows_the_batch_unless_it_is_given():
+    config = settings("imagenet", "--recipe", "imagenet", "-b", "128")
+    assert config.lr == pytest.approx(1.25e-4)
+    assert settings("imagenet", "--recipe", "imagenet", "-b", "128", "--lr", "3e-4").lr == 3e-4
+    assert settings("folder", "-b", "128").lr == settings("folder").lr  # other recipes name no batch
+
+
+def test_a_short_run_has_a_short_warm_up_and_cool_down():
+    config = settings("imagenet", "--recipe", "imagenet", "--epochs", "4")
+    assert (config.warmup_epochs, config.cooldown_epochs) == (2, 1)
+
+
+def test_transfer_is_the_official_recipe():
+    config = settings("cifar10", "--checkpoint", "x.pth", cls=TransferConfig)
+    expected = {
+        "recipe": "transfer", "opt": "sgd", "momentum": 0.9, "lr": 0.05, "backbone_lr_scale": 0.01, "weight_decay": 5e-4,
+        "min_lr": 2e-4, "epochs": 60, "batch_size": 64, "crop_padding": 0.125, "hflip": 0.5, "smoothing": 0.0,
+        "mixup": 0.0, "warmup_epochs": 0,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_the_data_chooses_the_recipe():
+    assert settings("digits").recipe == "digits"
+    assert settings("digits").hflip == 0.0
+    assert settings("pets").recipe == "small"
+    with pytest.raises(UserError, match=r"Unknown recipe 'imagnet'. Did you mean imagenet"):
+        settings("pets", "--recipe", "imagnet")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_shown_and_its_output_read_again(name, capsys, tmp_path):
+    words = ["train", "folder", "--recipe", name, "--output", "out"]
+    assert main([*words, "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["recipe"] == name
+    (tmp_path / "shown.yaml").write_text(shown.replace("show: true", "show: false"))
+    assert settings("-c", str(tmp_path / "shown.yaml")) == settings(*words[1:])
