@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a broken pipe is caught, and not when Python shuts down
         return code
     except UserError as error:
-        print("t2t-vit: error:", *str(error).splitlines(), file=sys.stderr)
+        # Of several processes on a machine all find the same mistake: the first one tells it.
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+            print("t2t-vit: error:", *str(error).splitlines(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

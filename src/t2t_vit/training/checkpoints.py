@@ -74,6 +74,7 @@ def link_checkpoint(path: Path, name: Path) -> None:
         except OSError:
             shutil.copyfile(path, temporary)
         temporary.replace(name)
+        temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
     except OSError as error:
         raise UserError(f"{name} could not be written: {error}.") from error
 

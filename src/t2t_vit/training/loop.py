@@ -140,6 +140,11 @@ class Run:
         self.data_config = data_config_of(self.model, img_size=config.img_size, crop_pct=config.crop_pct)
         self.about = model_section(name, model_args, class_names=class_names, data_config=self.data_config)
         self.mixup = build_mixup(config, num_classes=len(class_names))
+        if self.mixup is not None and config.batch_size < 2 * self.machine.world_size:
+            raise UserError(
+                f"Mixup and CutMix need 2 images in each process, but --batch-size {config.batch_size} is shared among "
+                f"{self.machine.world_size}: give a larger one, or --mixup 0 --cutmix 0."
+            )
         self.task = build_task(config, self.model, self.machine)
         self.optimizer = build_optimizer(config, self.model)
         self.batches = EpochBatches(
@@ -207,7 +212,7 @@ class Run:
         self.schedule.step_update(self._steps_done())
         seed = self._seed_step()
         self.optimizer.zero_grad()
-        loss_sum = 0.0
+        loss_sum, num_images = 0.0, 0
         for images, targets, share, last in self._parts(batch, seed):
             with self.task.no_sync() if not last else torch.enable_grad():
                 with self.machine.autocast():
@@ -215,7 +220,8 @@ class Run:
                 # A sum over the images, divided by what a full batch has: so the gradients that several processes
                 # average are those of one process, though an image may be unreadable in one of them.
                 self.scaler.scale(loss * share).backward()
-            loss_sum += loss.item() * len(images)
+            if share > 0:  # else it stands for images that are all unreadable
+                loss_sum, num_images = loss_sum + loss.item() * len(images), num_images + len(images)
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
@@ -230,7 +236,7 @@ class Run:
         self.task.update_ema(step=self._steps_done() + 1)
         self.progress.bad_in_a_row = 0
         self.progress.loss_sum += loss_sum
-        self.progress.num_images += len(batch.images)
+        self.progress.num_images += num_images
 
     def _parts(self, batch: Batch, seed: int) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
         """The batch on the device, mixed, in the parts that go through the network one after another.
@@ -241,14 +247,16 @@ class Run:
         layout = torch.channels_last if self.config.channels_last else torch.preserve_format
         images = batch.images.to(device, non_blocking=True, memory_format=layout)
         targets = batch.targets.to(device, non_blocking=True)
+        if self.mixup is not None:  # it pairs images: an odd one is left out
+            even = len(images) // 2 * 2
+            images, targets = images[:even], targets[:even]
         full = min(self.config.batch_size, len(self.source.train)) / self.machine.world_size
         if len(images) == 0:  # all unreadable; other processes wait for this one's part of the gradient
             images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
             full = float("inf")
         if self.mixup is not None:
             np.random.seed(seed % 2**32)
-            even = len(images) // 2 * 2  # mixup pairs images: an odd one is left out
-            images, targets = self.mixup(images[:even], targets[:even])
+            images, targets = self.mixup(images, targets)
         parts = min(self.config.grad_accum_steps, len(images))
         for part, (some, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
             yield some, their, len(some) / full, part == parts - 1
@@ -333,8 +341,6 @@ class Run:
         loss_sum, num_images = self._totals()
         unreadable = self.machine.gather(self.progress.unreadable)
         self.progress.elapsed_s = time.monotonic() - self._started_s
-        if not self.machine.is_first:
-            return
         progress = asdict(self.progress) | {"loss_sum": loss_sum, "num_images": num_images}
         progress["unreadable"] = list(dict.fromkeys(sentence for sentences in unreadable for sentence in sentences))
         contents = {
@@ -349,10 +355,14 @@ class Run:
             "config": plain(asdict(self.config)),
             "split": self.source.split,
         }
-        try:
+
+        def write() -> None:
             write_checkpoint(self.directory.last, contents)
             if end_of_epoch:
                 self._file_epoch()
+
+        try:
+            self.machine.ask_first(write)  # where it fails, every process ends for the same reason
         except UserError as error:
             if self.progress.epoch == self.config.epochs:
                 raise

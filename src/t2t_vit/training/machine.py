@@ -98,6 +98,7 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
     rank, world_size = 0, 1
     try:
         if is_distributed_env():
+            _refuse_too_few_gpus(device)
             if not torch.distributed.is_initialized():
                 device = init_distributed_device_so(device)["device"]
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -109,6 +110,12 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
         amp = _has_fast_bfloat16(found)
         amp_dtype = "bfloat16"
     return Machine(found, getattr(torch, amp_dtype) if amp else None, rank, world_size)
+
+
+def _refuse_too_few_gpus(device: str) -> None:
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device.startswith("cuda") and 0 < gpus < processes:
+        raise UserError(f"{processes} processes on this machine cannot share {gpus} GPU(s): start one for each.")
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
