@@ -104,6 +104,13 @@ class TrainConfig:
     checkpoint_every: int = option(0, "steps between checkpoints inside an epoch, 0 for none", group=MACHINE)
     checkpoint_hist: int = option(1, "checkpoints kept of the last epochs", group=MACHINE)
     seed: int = option(42, "of weights, order, augmentation and dropout", group=MACHINE)
+    log_to: tuple[str, ...] | None = option(
+        None,
+        "trackers that get the metrics too",
+        choices=("tensorboard", "wandb", "mlflow"),
+        metavar="TRACKER",
+        group=MACHINE,
+    )
 
     @classmethod
     def defaults_for(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,14 @@ class RunDirectory:
     Attributes:
         last: the checkpoint to go on from.
         best: the checkpoint of the best epoch.
+        report: what the run came to, to be looked at.
         bad_steps: what is known of steps that were skipped.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last, self.best = path / "last.pt", path / "best.pt"
+        self.report = path / "report.html"
         self.bad_steps = path / "bad_steps.jsonl"
 
     def prepare(self, *, resume: bool) -> None:
@@ -71,25 +73,25 @@ class RunDirectory:
 
     def write_settings(self, config: Any, environment: dict[str, Any], split: dict[str, Any]) -> None:
         """Writes what the run depends on."""
-        _write(self.path / CONFIG_FILE, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
-        _write(self.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        _write(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
+        write_whole(self.path / CONFIG_FILE, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+        write_whole(self.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        write_whole(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
 
     def write_metrics(self, metrics: Iterable[dict[str, Any]]) -> None:
         """Writes one line an epoch, as JSON objects and as a table."""
         rows = list(metrics)
-        _write(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
-        _write(self.path / SUMMARY, table.getvalue())
+        write_whole(self.path / SUMMARY, table.getvalue())
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes a file that is whole whenever it has its name."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -30,7 +30,9 @@ from t2t_vit.training.evaluate import data_config_of, evaluate, evaluation_loade
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
 from t2t_vit.training.machine import describe_environment, find_machine, peak_memory_gb
+from t2t_vit.training.report import RunSummary, write_report
 from t2t_vit.training.settings import refuse_other_run, refuse_wrong_settings
+from t2t_vit.training.trackers import Trackers, open_trackers
 
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which a run stops: it does not recover from more by itself."""
@@ -158,6 +160,7 @@ class Run:
         self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=self.batches.batches_per_epoch)
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.amp_dtype == torch.float16)
         self.progress = Progress()
+        self.trackers = Trackers({}, self.display.say)
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
@@ -168,15 +171,21 @@ class Run:
         self.display.say(self._describe())
         self.display.say(self.machine.ask_first(lambda: str(preflight(self.source))))
         train_loader, val_loader = self._loaders()
+        self.machine.ask_first(self._open_trackers)
         self._started_s = time.monotonic() - self.progress.elapsed_s
-        with self.interruption.watch():
-            while self.progress.epoch < self.config.epochs:
-                speed = self._train_epoch(train_loader)
-                if not self._interrupted():
-                    self._finish_epoch(val_loader, speed)
-                if self._interrupted():
-                    self._save(end_of_epoch=False)
-                    break
+        try:
+            with self.interruption.watch():
+                while self.progress.epoch < self.config.epochs:
+                    speed = self._train_epoch(train_loader)
+                    if not self._interrupted():
+                        self._finish_epoch(val_loader, speed)
+                    if self._interrupted():
+                        self._save(end_of_epoch=False)
+                        break
+        finally:
+            self.trackers.close(finished=self.progress.epoch == self.config.epochs)
+        if self.progress.epoch == self.config.epochs:
+            self._report(val_loader)
         return self._result()
 
     def _train_epoch(self, loader: "DataLoader[Batch]") -> dict[str, float]:
@@ -330,6 +339,7 @@ class Run:
         remaining_s = progress.elapsed_s / progress.epoch * (self.config.epochs - progress.epoch)
         self.display.epoch(row, remaining_s=remaining_s)
         self._save(end_of_epoch=True)
+        self.trackers.log(row)
 
     def _totals(self) -> tuple[float, int]:
         """Loss and images of the epoch so far, over all processes."""
@@ -428,6 +438,31 @@ class Run:
             workers=config.workers,
         )
         return train_loader, val_loader
+
+    def _open_trackers(self) -> None:
+        self.trackers = open_trackers(
+            self.config.log_to or (),
+            self.directory.path,
+            plain(asdict(self.config)),
+            first_epoch=self.progress.epoch,
+            resume=self.config.resume,
+            warn=self.display.say,
+        )
+
+    def _report(self, val_loader: "DataLoader[Batch]") -> None:
+        best = self.progress.best()
+        assert best is not None
+        summary = RunSummary(
+            title=f"{self.about['model']} on {self.source.name}",
+            about=self._describe(),
+            metrics=self.progress.metrics,
+            best_epoch=best["epoch"],
+            images=self.source.val,
+            class_names=self.source.class_names,
+        )
+        write_report(
+            self.directory.report, self.directory.best, val_loader, summary, machine=self.machine, display=self.display
+        )
 
     def _describe(self) -> str:
         height, width = self.data_config["input_size"][1:]
