@@ -125,11 +125,18 @@ def _run(argv: Sequence[str]) -> int:
     # workers or other programs share the cores, training slows down several times (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-    from t2t_vit.options import parse  # here, so that `t2t-vit --help` does not wait for argparse
+    # here, so that `t2t-vit --help` does not wait for argparse
+    from t2t_vit import official
+    from t2t_vit.options import parse
 
     command = COMMANDS[name]
-    config_class = pkgutil.resolve_name(command.config)
-    config = parse(config_class, words, prog=f"t2t-vit {name}", epilog=f"Example: t2t-vit {command.example}")
+    config = parse(
+        pkgutil.resolve_name(command.config),
+        words,
+        prog=f"t2t-vit {name}",
+        epilog=f"Example: t2t-vit {command.example}",
+        advise=official.advise,
+    )
     return pkgutil.resolve_name(command.run)(config) or 0
 
 

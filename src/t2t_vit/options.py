@@ -26,7 +26,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -35,6 +35,8 @@ import yaml
 from t2t_vit.errors import UserError, closest
 
 Config = TypeVar("Config")
+Advise = Callable[[str, Collection[str]], str | None]
+"""What to give instead of an unknown flag, in a sentence, of the flags that there are; None for no idea."""
 
 
 def option(
@@ -67,7 +69,9 @@ def argument(help: str, *, default: Any = ..., metavar: str | None = None) -> An
     return dataclasses.field(metadata=about, **({} if default is ... else {"default": default}))
 
 
-def parse(cls: type[Config], argv: Sequence[str], *, prog: str, epilog: str = "") -> Config:
+def parse(
+    cls: type[Config], argv: Sequence[str], *, prog: str, epilog: str = "", advise: Advise = lambda flag, known: None
+) -> Config:
     """The config that the command line and its YAML file ask for.
 
     Args:
@@ -77,6 +81,7 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, epilog: str = ""
         argv: the words after the command.
         prog: the command, as the help shows it.
         epilog: the last lines of the help.
+        advise: knows the flags of other programs; asked before the closest one here is named.
 
     Raises:
         UserError: unknown flags or keys, values of a wrong type, or missing ones; all of a kind in one message.
@@ -90,7 +95,7 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, epilog: str = ""
         _add_text(parser, settings.values(), description=inspect.cleandoc(cls.__doc__ or ""), epilog=epilog)
         print(parser.format_help(), end="", flush=True)
         raise SystemExit(0)
-    _refuse([_unknown_flag(word, settings.values(), prog) for word in others if word.startswith("-")])
+    _refuse([_unknown_flag(word, settings.values(), prog, advise) for word in others if word.startswith("-")])
     path = words.pop("config", None)
     _give_places(words, others, settings.values(), prog)
     problems: list[str] = []
@@ -336,10 +341,13 @@ def _help_line(setting: _Setting) -> str:
     return f"{line} (default: {shown})"
 
 
-def _unknown_flag(word: str, settings: Iterable[_Setting], prog: str) -> str:
+def _unknown_flag(word: str, settings: Iterable[_Setting], prog: str, advise: Advise) -> str:
     """The sentence for a flag that does not exist, with the closest one by its letters or by its meaning."""
-    flag = word.partition("=")[0].replace("_", "-") if word.startswith("--") else word[:2]
+    given = word.partition("=")[0]
+    flag = given.replace("_", "-") if word.startswith("--") else word[:2]
     helps = {setting.spelling: setting.help.lower() for setting in settings if setting.group}
+    if advice := advise(given, helps):
+        return f"Unknown flag {given}. {advice}"
     meant = set(re.findall(r"\w+", flag.lower()))
     near = [
         *difflib.get_close_matches(flag, helps, n=1, cutoff=0.85),
@@ -347,7 +355,7 @@ def _unknown_flag(word: str, settings: Iterable[_Setting], prog: str) -> str:
         *(name for name, text in helps.items() if meant <= set(re.findall(r"\w+", text))),
         *difflib.get_close_matches(flag, helps, n=1, cutoff=0.6),
     ]
-    return f"Unknown flag {word.partition('=')[0]}. " + (f"Did you mean {near[0]}?" if near else f"See {prog} --help.")
+    return f"Unknown flag {given}. " + (f"Did you mean {near[0]}?" if near else f"See {prog} --help.")
 
 
 def _refuse(problems: Sequence[str]) -> None:
