@@ -14,12 +14,13 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2t_vit.errors import UserError
 from t2t_vit.insight.config import ModelsConfig
+from t2t_vit.models.mixers import PerformerMixer
 from t2t_vit.models.variants import VARIANTS, list_models, resolve_any_name
 
 FROZEN_TABLES = ("pos_embed", "w")
@@ -65,7 +66,9 @@ def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
     """Multiply-accumulates of one evaluated image, the attention products included.
 
     It runs a copy of the network on the meta device, where tensors have a shape and no content. Attention takes its
-    plain path there, two matrix products, as fused attention counts for nothing in PyTorch before 2.15.
+    plain path there, two matrix products, as fused attention counts for nothing in PyTorch before 2.15. The network is
+    counted as the paper defines it: a performer's output projection once for each token, though it is computed once for
+    each random feature.
 
     Args:
         model: any network that takes images.
@@ -73,9 +76,19 @@ def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
     """
     model = copy.deepcopy(model).to("meta").eval()
     image = torch.empty(1, *input_size, device="meta", dtype=next(model.parameters()).dtype)
+    saved = 0
+
+    def count_saved(mixer: PerformerMixer, inputs: tuple[Tensor], tokens: Tensor) -> None:
+        nonlocal saved
+        num_features, dim = mixer.w.shape
+        saved += (tokens.shape[1] - num_features) * dim * dim
+
+    for module in model.modules():
+        if isinstance(module, PerformerMixer):
+            module.register_forward_hook(count_saved)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2 + saved
 
 
 def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Complexity:

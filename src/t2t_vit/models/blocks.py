@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Attention, DropPath, Mlp, calculate_drop_path_rates, use_fused_attn
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, use_fused_attn
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError, closest
+from t2t_vit.models.attention import attention
 
 
 class Block(nn.Module):
@@ -112,11 +112,29 @@ class HeadMixing(nn.Module):
         q, k, v = (q.reshape(heads), k.reshape(heads), v.reshape(heads))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, N, C / heads)
         if self.fused_attn:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+            x = attention(q, k, v, scale=self.scale, drop=self.attn_drop.p if self.training else 0.0)
         else:
             attn = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
             x = self.attn_drop(attn) @ v
         return x.transpose(1, 2).reshape(B, N, C)
+
+
+class Attention(nn.Module):
+    """Multi-head attention."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, qkv_bias: bool, attn_drop: float, proj_drop: float, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        self.heads = HeadMixing(dim, num_heads, attn_drop)
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to tokens, (B, N, dim)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj_drop(self.proj(self.heads(q, k, v)))
 
 
 class SqueezeExciteAttention(nn.Module):

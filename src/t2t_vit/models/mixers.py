@@ -1,25 +1,28 @@
-"""Token transformers: how tokens of the T2T module exchange what they know before the next soft split.
+"""Token transformers: a soft split, and how its tokens exchange what they know before the next one.
 
-Both reduce a token from the width of an unfolded patch to a narrow one, with a single head, and since the width changes
-the skip connection runs over the values: y = v + proj(attention(q, k, v)), then z = y + mlp(norm(y)).
+Both reduce a patch to a narrow token with a single head, and since the width changes the skip connection runs over the
+values: y = v + proj(attention(q, k, v)), then z = y + mlp(norm(y)). The norm and the projection to q, k and v are
+computed over the patches without unfolding them, see `splits`.
 """
 
-import contextlib
 import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp, register_notrace_function
 from torch import Tensor, nn
+
+from t2t_vit.models.attention import attention
+from t2t_vit.models.splits import Split, norm_linear_over_patches, without_autocast
 
 
 @torch.fx.wrap
 @register_notrace_function
-def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, out: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention approximated by positive random features, in time linear in the tokens (Performers, FAVOR+).
 
-    phi(x) = exp(w x - |x|^2 / 2) / sqrt(m),   y_i = phi(q_i) . sum_j phi(k_j) v_j^T / (phi(q_i) . sum_j phi(k_j) + eps)
+    phi(x) = exp(w x - |x|^2 / 2) / sqrt(m)
+    y_i = phi(q_i) . (sum_j phi(k_j) v_j^T) out^T / (phi(q_i) . sum_j phi(k_j) + eps) + bias
 
     It runs in float32 whatever the autocast or the model's precision: in half precision exp overflows, or eps rounds to
     zero, and the official code then yields NaN. And it is stabilised: with one maximum per token subtracted from the
@@ -32,20 +35,23 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
         k: keys, (B, N, D).
         v: values, (B, N, D).
         w: random features, (m, D).
+        out: weight of a linear layer over the result, (E, D): so it is multiplied with m rows instead of N.
+        bias: of that layer, (E,).
 
     Returns:
-        (B, N, D) in the type of `v`.
+        (B, N, E) in the type of `v`.
     """
     if torch.jit.is_scripting():  # TorchScript has no switch for autocast, but autocast leaves float64 alone
-        return _performer_attention(q.double(), k.double(), v.double(), w.double()).to(v.dtype)
-    # the meta device has no autocast
-    with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
-        exact = torch.promote_types(q.dtype, torch.float32)
-        return _performer_attention(q.to(exact), k.to(exact), v.to(exact), w.to(exact)).to(v.dtype)
+        return _performer_attention(q, k, v, w, out, bias, torch.float64)
+    with without_autocast(v):
+        return _performer_attention(q, k, v, w, out, bias, torch.promote_types(v.dtype, torch.float32))
 
 
-def _performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, eps: float = 1e-8) -> Tensor:
-    # eps is the official code's: released weights were evaluated with it
+def _performer_attention(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor, out: Tensor, bias: Tensor, exact: torch.dtype
+) -> Tensor:
+    given = v.dtype
+    q, k, v, w, out, bias = q.to(exact), k.to(exact), v.to(exact), w.to(exact), out.to(exact), bias.to(exact)
     log_q = q @ w.t() - q.square().sum(dim=-1, keepdim=True) / 2  # (B, N, m)
     log_k = k @ w.t() - k.square().sum(dim=-1, keepdim=True) / 2  # (B, N, m)
     max_q = log_q.amax(dim=-1, keepdim=True).detach()  # (B, N, 1)
@@ -53,29 +59,34 @@ def _performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, eps: float 
     phi_q = (log_q - max_q).exp()
     phi_k = (log_k - max_k).exp()
 
-    context = phi_k.transpose(1, 2) @ v  # (B, m, D)
+    context = phi_k.transpose(1, 2) @ v @ out.t()  # (B, m, E)
     total = phi_q @ phi_k.sum(dim=1).unsqueeze(-1)  # (B, N, 1)
-    # Both sums lack the factor 1 / m, so eps gets m. Beyond e^60 the quotient is zero in float32 either way; below
-    # e^-60 the true denominator is exactly zero for any sane w, and a floor keeps its gradient finite.
-    scaled_eps = (math.log(eps * w.shape[0]) - max_q - max_k).clamp(-60.0, 60.0).exp()
-    return (phi_q @ context) / (total + scaled_eps)
+    # The eps of the official code, with which released weights were evaluated, gets the factor m that both sums lack.
+    # Beyond e^60 the quotient is zero in float32 either way; below e^-60 the true denominator is exactly zero for any
+    # sane w, and a floor keeps its gradient finite.
+    scaled_eps = (math.log(1e-8 * w.shape[0]) - max_q - max_k).clamp(-60.0, 60.0).exp()
+    return (phi_q @ context / (total + scaled_eps) + bias).to(given)
 
 
 class PerformerMixer(nn.Module):
     """Token transformer with performer attention: the T2T module of T2T-ViT-7 to -24 (section 3.1, appendix).
 
     Args:
-        in_dim: width of an unfolded token.
+        in_chans: channels of the map it takes.
         dim: width of the tokens it makes.
+        split: kernel, stride and padding of its soft split.
+        of_pixels: whether the map is an image.
         drop: dropout after the projection and after the MLP, 0.1 in the official code.
         kernel_ratio: number of random features over `dim`.
     """
 
     def __init__(
         self,
-        in_dim: int,
+        in_chans: int,
         dim: int,
+        split: Split,
         *,
+        of_pixels: bool = False,
         drop: float = 0.1,
         kernel_ratio: float = 0.5,
         device: torch.device | None = None,
@@ -83,7 +94,11 @@ class PerformerMixer(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        in_dim = in_chans * split[0] ** 2
+        self.split = split
+        self.of_pixels = of_pixels
         self.norm1 = nn.LayerNorm(in_dim, **factory)
+        self.eps = self.norm1.eps  # TorchScript does not see the norm's
         self.kqv = nn.Linear(in_dim, 3 * dim, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
         self.drop = nn.Dropout(drop)
@@ -102,16 +117,20 @@ class PerformerMixer(nn.Module):
         self.w.copy_(nn.init.orthogonal_(w) * math.sqrt(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mixes tokens.
+        """Splits a map and mixes its tokens.
 
         Args:
-            x: unfolded tokens, (B, N, in_dim).
+            x: (B, in_chans, H, W).
 
         Returns:
             Tokens, (B, N, dim).
         """
-        k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
-        x = v + self.drop(self.proj(performer_attention(q, k, v, self.w)))
+        norm, kqv = self.norm1, self.kqv
+        x = norm_linear_over_patches(
+            x, norm.weight, norm.bias, self.eps, kqv.weight, kqv.bias, self.split, self.of_pixels
+        )
+        k, q, v = x.chunk(3, dim=-1)
+        x = v + self.drop(performer_attention(q, k, v, self.w, self.proj.weight, self.proj.bias))
         return x + self.mlp(self.norm2(x))
 
 
@@ -131,39 +150,50 @@ class SingleHeadAttention(nn.Module):
         self.qkv = nn.Linear(in_dim, 3 * dim, bias=False, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attends over tokens, (B, N, in_dim) to (B, N, dim)."""
-        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, dim) each
-        x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return (v + self.proj(x)).squeeze(1)
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Attends over tokens whose queries, keys and values are ready: (B, N, 3 * dim) to (B, N, dim)."""
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, dim) each
+        return (v + self.proj(attention(q, k, v, scale=self.scale))).squeeze(1)
 
 
 class TransformerMixer(nn.Module):
     """Token transformer with softmax attention: the T2T module of T2T-ViT_t-14 to -24.
 
     Args:
-        in_dim: width of an unfolded token.
+        in_chans: channels of the map it takes.
         dim: width of the tokens it makes.
+        split: kernel, stride and padding of its soft split.
+        of_pixels: whether the map is an image.
         drop: dropout inside the MLP, 0 in the official code.
     """
 
     def __init__(
         self,
-        in_dim: int,
+        in_chans: int,
         dim: int,
+        split: Split,
         *,
+        of_pixels: bool = False,
         drop: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        in_dim = in_chans * split[0] ** 2
+        self.split = split
+        self.of_pixels = of_pixels
         self.norm1 = nn.LayerNorm(in_dim, **factory)
+        self.eps = self.norm1.eps  # TorchScript does not see the norm's
         self.attn = SingleHeadAttention(in_dim, dim, **factory)
         self.norm2 = nn.LayerNorm(dim, **factory)
         self.mlp = Mlp(dim, drop=drop, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mixes tokens, (B, N, in_dim) to (B, N, dim)."""
-        x = self.attn(self.norm1(x))
+        """Splits a map (B, in_chans, H, W) and mixes its tokens, (B, N, dim)."""
+        norm, qkv = self.norm1, self.attn.qkv
+        x = norm_linear_over_patches(
+            x, norm.weight, norm.bias, self.eps, qkv.weight, qkv.bias, self.split, self.of_pixels
+        )
+        x = self.attn(x)
         return x + self.mlp(self.norm2(x))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from t2t_vit.errors import UserError
 from t2t_vit.models.blocks import Transition, build_backbone
 from t2t_vit.models.positions import resample_positions, sinusoid_table
-from t2t_vit.models.tokens import PAPER_SPLITS, build_tokens, grid_size
+from t2t_vit.models.splits import PAPER_SPLITS, grid_size
+from t2t_vit.models.tokens import build_tokens
 
 POOLS = ("token", "avg", "avgmax", "max", "")
 

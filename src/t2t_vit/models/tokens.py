@@ -5,53 +5,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError, closest
 from t2t_vit.models.mixers import PerformerMixer, TransformerMixer
+from t2t_vit.models.splits import (
+    PAPER_SPLITS,
+    Split,
+    checked_splits,
+    linear_over_patches,
+    num_patches,
+    to_map,
+    to_tokens,
+)
 
-Split = tuple[int, int, int]
-"""Kernel, stride and padding of a soft split, in pixels of the map it splits."""
-
-PAPER_SPLITS: tuple[Split, ...] = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 MIXERS = {"performer": PerformerMixer, "transformer": TransformerMixer}
 TOKEN_KINDS = (*MIXERS, "convolution", "patch")
-
-
-class SoftSplit(nn.Module):
-    """Unfolds a map into overlapping patches, a token each.
-
-    Args:
-        kernel: side of a patch.
-        stride: step from one patch to the next.
-        padding: zeros added at each border.
-    """
-
-    def __init__(self, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.stride = stride
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Splits a map.
-
-        Args:
-            x: (B, C, H, W).
-
-        Returns:
-            Tokens, (B, N, C * kernel * kernel), row by row, channels outermost within a token.
-        """
-        return F.unfold(x, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
-
-    def next_size(self, size: int) -> int:
-        """How many patches fit along a side of `size`."""
-        return (size + 2 * self.padding - self.kernel) // self.stride + 1
-
-    def extra_repr(self) -> str:
-        """What print(model) shows."""
-        return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
 
 
 class TokensToToken(nn.Module):
@@ -91,11 +60,9 @@ class TokensToToken(nn.Module):
         self.splits = checked_splits(splits)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         drop = {} if token_drop_rate is None else {"drop": token_drop_rate}
-        self.soft_split0, self.soft_split1, self.soft_split2 = (SoftSplit(*split) for split in self.splits)
-        kernels = [split[0] for split in self.splits]
-        self.attention1 = MIXERS[tokens](in_chans * kernels[0] ** 2, token_dim, **drop, **factory)
-        self.attention2 = MIXERS[tokens](token_dim * kernels[1] ** 2, token_dim, **drop, **factory)
-        self.project = nn.Linear(token_dim * kernels[2] ** 2, embed_dim, **factory)
+        self.attention1 = MIXERS[tokens](in_chans, token_dim, self.splits[0], of_pixels=True, **drop, **factory)
+        self.attention2 = MIXERS[tokens](token_dim, token_dim, self.splits[1], **drop, **factory)
+        self.project = nn.Linear(token_dim * self.splits[2][0] ** 2, embed_dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Makes tokens.
@@ -106,13 +73,11 @@ class TokensToToken(nn.Module):
         Returns:
             Tokens, (B, h * w, embed_dim), row by row of the grid that `grid_size` tells.
         """
-        height, width = self.soft_split0.next_size(x.shape[-2]), self.soft_split0.next_size(x.shape[-1])
-        x = self.attention1(self.soft_split0(x))  # (B, height * width, token_dim)
-        x = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
-        height, width = self.soft_split1.next_size(height), self.soft_split1.next_size(width)
-        x = self.attention2(self.soft_split1(x))
-        x = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
-        return self.project(self.soft_split2(x))
+        height, width = num_patches(x.shape[-2], self.splits[0]), num_patches(x.shape[-1], self.splits[0])
+        x = to_map(self.attention1(x), height, width)  # (B, token_dim, height, width)
+        height, width = num_patches(height, self.splits[1]), num_patches(width, self.splits[1])
+        x = to_map(self.attention2(x), height, width)
+        return linear_over_patches(x, self.project.weight, self.project.bias, self.splits[2])
 
 
 class ConvolutionTokens(nn.Module):
@@ -132,7 +97,7 @@ class ConvolutionTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to tokens (B, h * w, embed_dim)."""
-        return self.project(self.soft_split1(self.soft_split0(x))).flatten(2).transpose(1, 2)
+        return to_tokens(self.project(self.soft_split1(self.soft_split0(x))))
 
 
 class PatchTokens(nn.Module):
@@ -146,7 +111,7 @@ class PatchTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to tokens (B, h * w, embed_dim)."""
-        return self.project(x).flatten(2).transpose(1, 2)
+        return to_tokens(self.project(x))
 
 
 def build_tokens(
@@ -184,41 +149,3 @@ def build_tokens(
     if kind == "convolution":
         return ConvolutionTokens(in_chans, embed_dim, token_dim=token_dim, splits=splits, **factory)
     return PatchTokens(in_chans, embed_dim, splits=splits, **factory)
-
-
-def checked_splits(splits: Sequence[Sequence[int]]) -> tuple[Split, ...]:
-    """Three soft splits as tuples.
-
-    Raises:
-        UserError: when they are not three of (kernel, stride, padding).
-    """
-    if len(splits) != 3 or any(len(split) != 3 for split in splits):
-        raise UserError(f"Expected three splits of (kernel, stride, padding), got {splits}.")
-    return tuple((kernel, stride, padding) for kernel, stride, padding in splits)
-
-
-def grid_size(img_size: tuple[int, int], splits: Sequence[Split]) -> tuple[int, int]:
-    """The grid of tokens, (h, w), that images of (H, W) pixels become.
-
-    Raises:
-        UserError: when the image is too small for the splits.
-    """
-    smallest = smallest_size(splits)
-    if min(img_size) < smallest:
-        raise UserError(
-            f"An image of {img_size[0]} x {img_size[1]} pixels is too small for the splits {tuple(splits)}: "
-            f"the smallest size is {smallest} x {smallest}."
-        )
-    height, width = img_size
-    for kernel, stride, padding in splits:
-        height = (height + 2 * padding - kernel) // stride + 1
-        width = (width + 2 * padding - kernel) // stride + 1
-    return height, width
-
-
-def smallest_size(splits: Sequence[Split]) -> int:
-    """The side of the smallest image that every split can take, in pixels."""
-    size = 1
-    for kernel, stride, padding in reversed(splits):  # the smallest map that gives `size` patches a side
-        size = max(1, (size - 1) * stride + kernel - 2 * padding)
-    return size

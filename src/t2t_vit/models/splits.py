@@ -1,0 +1,201 @@
+"""Soft splits: maps cut into overlapping patches, and linear layers over the patches without cutting them out."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor, nn
+
+from t2t_vit.errors import UserError
+
+Split = tuple[int, int, int]
+"""Kernel, stride and padding of a soft split, in pixels of the map it splits."""
+
+PAPER_SPLITS: tuple[Split, ...] = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+
+
+class SoftSplit(nn.Module):
+    """Unfolds a map into overlapping patches, a token each, as the paper describes it.
+
+    The networks never do: `linear_over_patches` and `norm_linear_over_patches` come to the same.
+
+    Args:
+        kernel: side of a patch.
+        stride: step from one patch to the next.
+        padding: zeros added at each border.
+    """
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Splits a map.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            Tokens, (B, N, C * kernel * kernel), row by row, channels outermost within a token.
+        """
+        return F.unfold(x, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """A map (B, C, H, W) as tokens (B, H * W, C), row by row: a view where channels are the last in memory."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (B, H * W, C) as a map (B, C, H, W) with the channels last in memory: a view."""
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
+
+
+def linear_over_patches(x: Tensor, weight: Tensor, bias: Tensor | None, split: Split) -> Tensor:
+    """linear(soft_split(x)): a convolution, whose filters are the rows of the linear.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (D, C * kernel * kernel).
+        bias: (D,).
+        split: kernel, stride and padding.
+
+    Returns:
+        Tokens, (B, N, D), a view of a map with the channels last in memory.
+    """
+    kernel, stride, padding = split
+    filters = weight.reshape(weight.shape[0], x.shape[1], kernel, kernel)
+    return to_tokens(F.conv2d(x.contiguous(memory_format=torch.channels_last), filters, bias, stride, padding))
+
+
+@torch.fx.wrap
+@register_notrace_function
+def norm_linear_over_patches(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    split: Split,
+    of_pixels: bool,
+) -> Tensor:
+    """linear(layer_norm(soft_split(x))), by a convolution and the variances of the patches.
+
+    With a patch p of mean mu and variance s^2, W and b of the linear,
+
+        W (gamma (p - mu) / sqrt(s^2 + eps) + beta) + b = W' p / sqrt(s^2 + eps) + (W beta + b),
+
+    where W' is W gamma with its mean subtracted from each row: so it does not see mu.
+
+    Args:
+        x: (B, C, H, W).
+        gamma: the norm's weight, (C * kernel * kernel,).
+        beta: the norm's bias, (C * kernel * kernel,).
+        eps: the norm's.
+        weight: the linear's, (D, C * kernel * kernel).
+        bias: the linear's, (D,).
+        split: kernel, stride and padding.
+        of_pixels: whether x is an image, which is convolved in float32 even under autocast. In a smooth part of it mu
+            is many times s, and rows of W' that are rounded to half precision do not cancel it. (Not in TorchScript,
+            which has no switch for autocast.)
+
+    Returns:
+        Tokens, (B, N, D).
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    filters = weight.to(wide) * gamma.to(wide)
+    filters = filters - filters.mean(dim=1, keepdim=True)
+    shift = (weight.to(wide) * beta.to(wide)).sum(dim=1)
+    if bias is not None:
+        shift = shift + bias.to(wide)
+    scale = to_tokens((variance_of_patches(x, split) + eps).rsqrt())  # (B, N, 1)
+    if torch.jit.is_scripting() or not of_pixels:
+        projected = linear_over_patches(x, filters.to(x.dtype), None, split)
+    else:
+        with without_autocast(x):
+            projected = linear_over_patches(x.to(wide), filters, None, split)
+    return projected.mul_(scale).add_(shift).to(weight.dtype)  # in place: fresh memory costs more than the products
+
+
+def variance_of_patches(x: Tensor, split: Split) -> Tensor:
+    """The variance of each patch over its channels and pixels, in float32 or wider.
+
+    By the law of total variance, over the channels, then along the rows, then along the columns: the mean of the
+    variances plus the variance of the means. Nothing cancels, as it does in E[p^2] - E[p]^2, of which rounding errors
+    are left where a patch is smooth.
+
+    Args:
+        x: (B, C, H, W).
+        split: kernel, stride and padding.
+
+    Returns:
+        (B, 1, h, w).
+    """
+    kernel, stride, padding = split
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = x.mean(dim=1, keepdim=True)
+    variance = (x - mean).square().mean(dim=1, keepdim=True)
+    mean, variance = F.pad(mean, [padding] * 4), F.pad(variance, [padding] * 4)
+    for dim in (3, 2):
+        means = mean.unfold(dim, kernel, stride)  # a view with the pixels of each window in a last dimension
+        mean = means.mean(dim=-1)
+        spread = (means - mean.unsqueeze(-1)).square().mean(dim=-1)
+        variance = variance.unfold(dim, kernel, stride).mean(dim=-1) + spread
+    return variance
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Switches autocast off for the device of a tensor; the meta device has none."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def checked_splits(splits: Sequence[Sequence[int]]) -> tuple[Split, ...]:
+    """Three soft splits as tuples.
+
+    Raises:
+        UserError: when they are not three of (kernel, stride, padding).
+    """
+    if len(splits) != 3 or any(len(split) != 3 for split in splits):
+        raise UserError(f"Expected three splits of (kernel, stride, padding), got {splits}.")
+    return tuple((kernel, stride, padding) for kernel, stride, padding in splits)
+
+
+def grid_size(img_size: tuple[int, int], splits: Sequence[Split]) -> tuple[int, int]:
+    """The grid of tokens, (h, w), that images of (H, W) pixels become.
+
+    Raises:
+        UserError: when the image is too small for the splits.
+    """
+    smallest = smallest_size(splits)
+    if min(img_size) < smallest:
+        raise UserError(
+            f"An image of {img_size[0]} x {img_size[1]} pixels is too small for the splits {tuple(splits)}: "
+            f"the smallest size is {smallest} x {smallest}."
+        )
+    height, width = img_size
+    for split in splits:
+        height, width = num_patches(height, split), num_patches(width, split)
+    return height, width
+
+
+def num_patches(size: int, split: Split) -> int:
+    """How many patches fit along a side of `size`."""
+    kernel, stride, padding = split
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def smallest_size(splits: Sequence[Split]) -> int:
+    """The side of the smallest image that every split can take, in pixels."""
+    size = 1
+    for kernel, stride, padding in reversed(splits):  # the smallest map that gives `size` patches a side
+        size = max(1, (size - 1) * stride + kernel - 2 * padding)
+    return size
