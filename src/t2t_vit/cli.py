@@ -61,6 +61,12 @@ COMMANDS = {
         "what models cost and, given data, how well each learns it",
         "compare digits --models t2t_vit_7 t2t_vit_7_no_t2t",
     ),
+    "benchmark": Command(
+        "t2t_vit.insight.config:BenchmarkConfig",
+        "t2t_vit.insight.benchmark:benchmark",
+        "speed and memory of models, side by side",
+        "benchmark t2t_vit_14 vit_small_patch16_224 --mode infer train --precision amp_bfloat16",
+    ),
     "data": Command(
         "t2t_vit.data.config:DataConfig",
         "t2t_vit.data.preflight:data_command",

@@ -12,11 +12,14 @@ from PIL import Image
 from t2t_vit.insight.plots import (
     LINE_COLOURS,
     WRONG_COLOUR,
+    Bar,
     Sample,
     comparison_figure,
+    draw_bars,
     draw_curves,
     draw_sheet,
     sheet_shape,
+    speed_figure,
     spread,
 )
 
@@ -95,6 +98,32 @@ def test_the_picture_is_written(tmp_path):
         assert image.size == (1760, 832)
         colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1 << 20)}
     assert {(255, 255, 255), (40, 40, 40)} <= colours  # the paper, and the thumbnails
+
+
+BARS = [
+    Bar("t2t_vit_7", "float32", 1234.5, 1200.0, 1300.0, 1.0, ""),
+    Bar("resnet18", "float32", 617.2, 600.0, 650.0, 0.5, ""),
+    Bar("vit_giant", "float32", None, None, None, None, "out of memory"),
+]
+
+
+def test_bars_tell_speed_spread_and_ratio():
+    axes = Figure().add_axes((0, 0, 1, 1))
+    draw_bars(axes, BARS, {"t2t_vit_7": "#0077bb", "resnet18": "#ee7733", "vit_giant": "#009988"})
+    assert texts_of(axes) == [
+        "t2t_vit_7   float32", "1,234   x 1.00", "resnet18   float32", "617.2   x 0.50",
+        "vit_giant   float32", "out of memory",
+    ]  # fmt: skip
+    assert [bar.get_width() for bar in axes.patches] == [1234.5, 617.2]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1200.0, 1300.0], [600.0, 650.0]]
+    assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == ["#0077bb", "#ee7733"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_speeds_are_drawn(tmp_path, suffix):
+    path = tmp_path / f"speed.{suffix}"
+    speed_figure({"Inference": BARS, "Training": BARS[2:]}, path, note="abacus")
+    assert path.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[suffix]
 
 
 def test_no_global_backend_is_chosen():

@@ -102,15 +102,12 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
         UserError: for an unknown name, or a size that the model cannot take.
     """
     name = resolve_any_name(name)
-    cfg = timm.get_pretrained_cfg(name)
-    in_chans, *own_size = cfg.input_size
-    height, width = own_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
-    # A network of fixed size, with a table of positions, is built for it; others take any.
-    size_args = {"img_size": (height, width)} if img_size is not None and cfg.fixed_input_size else {}
+    input_size = input_size_of(name, img_size)
+    height, width = input_size[1:]
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, **size_args)
-        macs = count_macs(model, (in_chans, height, width))
+            model = create_for(name, img_size)
+        macs = count_macs(model, input_size)
     except UserError:
         raise
     except Exception as error:
@@ -125,6 +122,20 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
         macs=macs,
         top1_percent=_published_top1(name),
     )
+
+
+def input_size_of(name: str, img_size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """The (C, H, W) of a model's images; where the size is None, the model's own."""
+    in_chans, *own_size = timm.get_pretrained_cfg(name).input_size
+    height, width = own_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
+    return in_chans, height, width
+
+
+def create_for(name: str, img_size: int | tuple[int, int] | None = None) -> nn.Module:
+    """A model with random weights for images of this size; where it is None, of the model's own."""
+    # A network of fixed size, with a table of positions, is built for it; others take any.
+    fixed = img_size is not None and timm.get_pretrained_cfg(name).fixed_input_size
+    return timm.create_model(name, **{"img_size": input_size_of(name, img_size)[1:]} if fixed else {})
 
 
 def models(config: ModelsConfig) -> None:

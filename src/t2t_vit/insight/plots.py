@@ -32,6 +32,19 @@ class Sample:
     label: str
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A network's speed in one setting, which `about` names; None where it failed, and `error` says why."""
+
+    name: str
+    about: str
+    images_per_second: float | None
+    lowest: float | None
+    highest: float | None
+    ratio: float | None
+    error: str
+
+
 def comparison_figure(
     curves: Mapping[str, Sequence[float]],
     samples: Sequence[Sample],
@@ -163,6 +176,50 @@ def draw_sheet(axes: Axes, samples: Sequence[Sample]) -> None:
     axes.set_xlim(0, num_columns)
     axes.set_ylim(max(1, -(-len(samples) // num_columns)) * row_height, 0)
     axes.set_aspect("equal", anchor="NW")
+    axes.axis("off")
+
+
+def speed_figure(panels: Mapping[str, Sequence[Bar]], path: str | os.PathLike[str], *, note: str = "") -> None:
+    """Write a picture: below each other, for each title a panel of bars.
+
+    Args:
+        panels: title -> its bars, from the top.
+        path: the PNG or SVG to write.
+        note: a faint line below all.
+    """
+    heights = [0.42 * len(bars) + 0.9 for bars in panels.values()]
+    total = sum(heights) + 0.4
+    figure = Figure(figsize=(11, total), dpi=160, facecolor="white")
+    names = dict.fromkeys(bar.name for bars in panels.values() for bar in bars)
+    colours = dict(zip(names, itertools.cycle(LINE_COLOURS)))
+    top = total
+    for (title, bars), height in zip(panels.items(), heights, strict=True):
+        figure.text(0.013, (top - 0.35) / total, f"{title}, images per second", size=13.5, weight="bold", color=INK)
+        draw_bars(figure.add_axes((0.36, (top - height) / total, 0.5, (height - 0.6) / total)), bars, colours)
+        top -= height
+    figure.text(
+        0.013, 0.15 / total, f"{note}; bars: medians, lines: lowest and highest round", size=10, color=FAINT_INK
+    )
+    figure.savefig(path)
+
+
+def draw_bars(axes: Axes, bars: Sequence[Bar], colours: Mapping[str, str]) -> None:
+    """A bar for each network and setting, with its spread; at its end the speed, and the ratio to the baseline."""
+    longest = max((bar.highest or 0.0 for bar in bars), default=0.0) or 1.0
+    for row, bar in enumerate(bars):
+        about = f"{bar.name}   {bar.about}".rstrip()
+        axes.text(-0.02 * longest, row, about, ha="right", va="center", size=9.5, color=colours[bar.name])
+        if bar.images_per_second is None or bar.lowest is None or bar.highest is None:
+            axes.text(0.01 * longest, row, bar.error, va="center", size=9, color=WRONG_COLOUR)
+            continue
+        axes.barh(row, bar.images_per_second, height=0.62, color=colours[bar.name])
+        axes.plot((bar.lowest, bar.highest), (row, row), color=INK, linewidth=1.2)
+        ratio = "" if bar.ratio is None else f"   x {bar.ratio:.2f}"
+        axes.text(
+            bar.highest + 0.015 * longest, row, f"{bar.images_per_second:,.4g}{ratio}", va="center", size=10, color=INK
+        )
+    axes.set_xlim(0, longest)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.axis("off")
 
 
