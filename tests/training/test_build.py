@@ -8,6 +8,7 @@ from t2t_vit.errors import UserError
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
 from t2t_vit.training.loop import train
 from t2t_vit.training.machine import find_machine
+from t2t_vit.training.recipes import RECIPES
 
 
 def network(config):
@@ -30,13 +31,19 @@ def test_every_trained_tensor_is_in_exactly_one_group(changes, tiny_config):
 
 
 def test_transfer_groups_are_the_head_and_the_rest(tiny_config):
-    config = tiny_config(opt="sgd", momentum=0.9, lr=0.05, backbone_lr_scale=0.01, weight_decay=5e-4)
+    recipe = {name: RECIPES["transfer"].values[name] for name in ("opt", "momentum", "lr", "min_lr", "weight_decay")}
+    config = tiny_config(**recipe, backbone_lr_scale=0.01)
     model = network(config)
-    head, rest = build_optimizer(config, model).param_groups
+    optimizer = build_optimizer(config, model)
+    schedule = build_schedule(config, optimizer, updates_per_epoch=4)
+    head, rest = optimizer.param_groups
     assert {id(parameter) for parameter in head["params"]} == {id(model.head.weight), id(model.head.bias)}
     assert id(model.cls_token) in {id(parameter) for parameter in rest["params"]}
     assert (head["lr"], rest["lr"]) == (0.05, pytest.approx(5e-4))
     assert (head["weight_decay"], rest["weight_decay"], head["momentum"]) == (5e-4, 5e-4, 0.9)
+    assert not head["nesterov"]
+    schedule.step_update(8)
+    assert (head["lr"], rest["lr"]) == (2e-4, pytest.approx(2e-6))
 
 
 def test_weight_decay_spares_biases_norms_and_the_class_token(tiny_config):

@@ -51,7 +51,7 @@ def test_a_short_run_has_a_short_warm_up_and_cool_down():
 def test_transfer_is_the_official_recipe():
     config = settings("cifar10", "--checkpoint", "x.pth", cls=TransferConfig)
     expected = {
-        "recipe": "transfer", "opt": "sgd", "momentum": 0.9, "lr": 0.05, "backbone_lr_scale": 0.01,
+        "recipe": "transfer", "opt": "momentum", "momentum": 0.9, "lr": 0.05, "backbone_lr_scale": 0.01,
         "weight_decay": 5e-4, "min_lr": 2e-4, "epochs": 60, "batch_size": 64, "crop_padding": 0.125,
         "hflip": 0.5, "smoothing": 0.0, "mixup": 0.0, "warmup_epochs": 0,
     }  # fmt: skip

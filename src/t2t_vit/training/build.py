@@ -100,8 +100,9 @@ def _build_teacher(config: TrainConfig, *, num_classes: int) -> nn.Module:
 def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
     """The optimiser over every trained tensor, each in exactly one group.
 
-    With `backbone_lr_scale` the head learns at `lr` and all else at that share of it, and weight decay holds for every
-    tensor, as the official transfer code has it. Else biases, norms and the class token have no weight decay.
+    With `backbone_lr_scale` the head learns at `lr` and all else at that share of it, over the whole schedule, and
+    weight decay holds for every tensor, as the official transfer code has it. There `min_lr` is common to both, so that
+    a small share would rise to it. Else biases, norms and the class token have no weight decay.
 
     Raises:
         UserError: for settings of which one would have no effect.
@@ -115,7 +116,7 @@ def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter in head]},
-        {"params": [p for p in trained if p not in head], "lr": config.lr * config.backbone_lr_scale},
+        {"params": [p for p in trained if p not in head], "lr_scale": config.backbone_lr_scale},
     ]
     return create_optimizer_v2([group for group in groups if group["params"]], **options)
 

@@ -102,7 +102,7 @@ RECIPES: dict[str, Recipe] = {
             "model": "t2t_vit_14",
             "epochs": 60,
             "batch_size": 64,
-            "opt": "sgd",
+            "opt": "momentum",  # plain SGD: timm's "sgd" is Nesterov's
             "momentum": 0.9,
             "lr": 0.05,
             "min_lr": 2e-4,
