@@ -109,6 +109,13 @@ def test_resuming_under_settings_that_change_the_result_is_refused(tiny_config):
         train(tiny_config(epochs=1, resume=True, lr=0.1, seed=3))
 
 
+def test_a_model_may_be_spelt_in_another_way_when_the_run_goes_on(tiny_config):
+    train(tiny_config(epochs=1))
+    assert len(train(tiny_config(epochs=1, resume=True, model="T2T-ViT-7")).metrics) == 1
+    with pytest.raises(UserError, match=r"model was 't2t_vit_7', now 't2t_vit_10'"):
+        train(tiny_config(epochs=1, resume=True, model="t2t_vit_10"))
+
+
 def test_resuming_takes_the_recorded_settings_for_those_left_open(tiny_config, picture_folder):
     config = tiny_config(epochs=1, lr=3e-4)
     train(config)
@@ -140,6 +147,9 @@ def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, 
         ({"model": "t2t_vit_13"}, "Unknown model 't2t_vit_13'. Did you mean"),
         ({"epochs": 0, "lr": -1.0}, r"--epochs must be at least 1, got 0; --lr must be positive, got -1.0"),
         ({"warmup_epochs": 5}, "--warmup-epochs must be from 0 to 1, got 5"),
+        ({"lr": 1e-6}, "--min-lr must be from 0 to --lr 1e-06, got 1e-05"),
+        ({"warmup_lr": 3.0, "warmup_epochs": 1}, "--warmup-lr must be from 0 to --lr 0.0005, got 3.0"),
+        ({"backbone_lr_scale": 0.0}, "--backbone-lr-scale must be above 0, at most 1, got 0.0"),
         ({"device": "cuda:99"}, "Device 'cuda:99' cannot be used"),
         ({"device": "tpu9"}, "Device 'tpu9' cannot be used"),
         ({"data": "digit"}, "digits"),

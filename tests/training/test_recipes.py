@@ -18,10 +18,14 @@ def settings(*words, cls=TrainConfig):
         ("t2t_vit_7", 1e-3, 0.03),
         ("t2t_vit_10", 1e-3, 0.03),
         ("T2t_vit_12", 1e-3, 0.03),
+        ("T2T-ViT-7", 1e-3, 0.03),
+        ("t2t_vit_7_no_t2t", 1e-3, 0.03),  # the same backbone
+        ("t2t_vit_14_se", 5e-4, 0.05),
         ("t2t_vit_14", 5e-4, 0.05),
         ("t2t_vit_t_14", 5e-4, 0.05),
         ("t2t_vit_19", 5e-4, 0.065),
-        ("t2t_vit_t_24", 5e-4, 0.065),
+        ("T2T-ViT_t-24", 5e-4, 0.065),
+        ("t2t_vit_19.in1k", 5e-4, 0.065),
     ],
 )
 def test_imagenet_is_the_official_recipe_for_each_model(model, lr, weight_decay):
@@ -38,9 +42,17 @@ def test_imagenet_is_the_official_recipe_for_each_model(model, lr, weight_decay)
 
 def test_the_learning_rate_follows_the_batch_unless_it_is_given():
     config = settings("imagenet", "--recipe", "imagenet", "-b", "128")
-    assert config.lr == pytest.approx(1.25e-4)
+    assert (config.lr, config.min_lr, config.warmup_lr) == pytest.approx((1.25e-4, 2.5e-6, 2.5e-7))
     assert settings("imagenet", "--recipe", "imagenet", "-b", "128", "--lr", "3e-4").lr == 3e-4
     assert settings("folder", "-b", "128").lr == settings("folder").lr  # other recipes name no batch
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("batch_size", [1, 10_000])
+def test_the_learning_rate_falls_after_the_warm_up_whatever_the_batch(name, batch_size):
+    config = settings("folder", "--recipe", name, "-b", str(batch_size))
+    assert config.warmup_lr <= config.lr or not config.warmup_epochs
+    assert config.min_lr <= config.lr
 
 
 def test_a_short_run_has_a_short_warm_up_and_cool_down():

@@ -14,8 +14,9 @@ class Recipe:
     Attributes:
         about: what it is for, its source, and what it gives.
         values: settings of `TrainConfig` by name.
-        by_model: further settings for the models whose name begins so.
-        lr_batch_size: images in the optimiser step that `lr` is meant for; with others it is scaled in proportion.
+        by_model: further settings for the models whose name begins with these words.
+        lr_batch_size: images in the optimiser step that the learning rates are meant for; with others all of them are
+            scaled in proportion.
     """
 
     about: str
@@ -24,6 +25,7 @@ class Recipe:
     lr_batch_size: int | None = None
 
 
+LEARNING_RATES = ("lr", "min_lr", "warmup_lr")
 SMALLEST = {"lr": 1e-3, "weight_decay": 0.03}
 
 RECIPES: dict[str, Recipe] = {
@@ -151,18 +153,24 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
         Settings by name, the recipe's own name among them.
 
     Raises:
-        UserError: for an unknown recipe.
+        UserError: for an unknown recipe or model.
     """
+    from t2t_vit.models.variants import resolve_any_name  # here, because it imports torch
+
     name = name or DATA_RECIPES.get(given.get("data", ""), "small")
     if name not in RECIPES:
         raise UserError(closest(name, RECIPES, "recipe"))
     recipe = RECIPES[name]
     values = {**recipe.values, "recipe": name}
-    values |= recipe.by_model.get(given.get("model", values["model"]).partition(".")[0].lower(), {})
+    model = resolve_any_name(given.get("model", values["model"])).partition(".")[0]
+    for name, further in recipe.by_model.items():
+        if f"{model}_".startswith(f"{name}_"):
+            values |= further
     batch_size = given.get("batch_size", values["batch_size"])
     if recipe.lr_batch_size is not None:
-        scale = batch_size / recipe.lr_batch_size
-        values["lr"] *= scale
+        values |= {
+            rate: values[rate] * batch_size / recipe.lr_batch_size for rate in LEARNING_RATES if rate in values
+        }
     if "epochs" in given:  # a short run has a short warm-up, and no longer cool-down than itself
         values["warmup_epochs"] = min(values["warmup_epochs"], given["epochs"] // 2)
         values["cooldown_epochs"] = min(values.get("cooldown_epochs", 0), given["epochs"] // 4)

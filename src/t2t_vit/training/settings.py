@@ -25,6 +25,15 @@ def refuse_wrong_settings(config: TrainConfig) -> None:
         "epochs": (config.epochs >= 1, "at least 1"),
         "batch_size": (config.batch_size >= 1, "at least 1"),
         "lr": (config.lr > 0, "positive"),
+        "min_lr": (0 <= config.min_lr <= config.lr, f"from 0 to --lr {config.lr:g}"),
+        "warmup_lr": (
+            0 <= config.warmup_lr <= config.lr or config.warmup_epochs == 0,
+            f"from 0 to --lr {config.lr:g}",
+        ),
+        "backbone_lr_scale": (
+            config.backbone_lr_scale is None or 0 < config.backbone_lr_scale <= 1,
+            "above 0, at most 1",
+        ),
         "warmup_epochs": (0 <= config.warmup_epochs <= last_epoch, f"from 0 to {last_epoch}"),
         "cooldown_epochs": (
             0 <= config.cooldown_epochs <= last_epoch - config.warmup_epochs,
@@ -66,14 +75,14 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
 
     Args:
         state: the checkpoint.
-        now: `config`, `class_names` and `split` of now.
+        now: `config`, `model`, `class_names` and `split` of now; a model has more spellings than one.
 
     Raises:
         UserError: when they differ in anything that changes the result.
     """
     then, wanted = state["config"], plain(now["config"])
-    pairs = {key: (then.get(key), wanted[key]) for key in wanted if key not in HARMLESS}
-    pairs |= {key: (state[key], now[key]) for key in ("class_names", "split")}
+    pairs = {key: (state[key], now[key]) for key in ("model", "class_names", "split")}
+    pairs |= {key: (then.get(key), wanted[key]) for key in wanted if key not in (*HARMLESS, *pairs)}
     changed = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in pairs.items() if old != new]
     if changed:
         raise UserError(
