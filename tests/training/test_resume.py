@@ -1,7 +1,9 @@
 """A run that was stopped and continued ends with the very weights of one that never was."""
 
 import os
+import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,13 +165,61 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
     monkeypatch.setattr(torch, "save", fill_the_disk)
     result = train(tiny_config(epochs=3))
     output = capsys.readouterr().out
-    assert "last.pt could not be written: [Errno 28] No space left on device. The checkpoint before it stands" in output
+    assert "last.pt could not be written: No space left on device. What was there before stands." in output
     assert len(result.metrics) == 3
     assert not list(result.output.glob("*.tmp"))
     calls[0] = 1
     with pytest.raises(UserError, match="No space left"):
         write_checkpoint(result.output / "last.pt", {})
     assert read_training_state(result.output / "last.pt")["progress"]["epoch"] == 3
+
+
+def test_the_best_epoch_is_the_best_of_those_that_were_saved(tiny_config, monkeypatch):
+    """The second of three epochs is the best, and its weights are lost; its metrics are not."""
+    top1 = iter([50.0, 90.0, 60.0])
+    evaluate = loop.evaluate
+
+    def write(path, contents):
+        if len(contents["progress"]["metrics"]) == 2:
+            raise UserError("no room")
+        write_checkpoint(path, contents)
+
+    monkeypatch.setattr(loop, "evaluate", lambda *args, **kwargs: replace(evaluate(*args), top1_percent=next(top1)))
+    monkeypatch.setattr(loop, "write_checkpoint", write)
+    result = train(tiny_config(epochs=3, model_ema=False))
+    assert result.best_top1 == 60.0
+    assert read_training_state(result.output / "best.pt")["epoch"] == 2
+    assert read_training_state(result.output / "last.pt")["progress"]["unsaved"] == [1]
+    assert (result.output / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_metrics_are_written_though_the_checkpoint_is_not(tiny_config, monkeypatch):
+    monkeypatch.setattr(loop, "write_checkpoint", lambda *args: (_ for _ in ()).throw(UserError("no room")))
+    config = tiny_config(epochs=1)
+    with pytest.raises(UserError, match="no room"):
+        train(config)
+    assert Path(config.output, "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_a_disk_that_takes_no_more_is_named_as_the_cause(tmp_path):
+    """torch's own message speaks of a place in its code."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(UserError) as refusal:
+            write_checkpoint(tmp_path / "last.pt", {"weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(refusal.value) == f"{tmp_path / 'last.pt'} could not be written: File too large."
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_a_table_that_cannot_be_written_is_a_mistake_of_the_users(name, tiny_config):
+    config = tiny_config(epochs=1)
+    (Path(config.output) / f"{name}.tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{name} could not be written: Is a directory"):
+        train(config)
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_fails(tiny_config, monkeypatch):

@@ -6,7 +6,7 @@ ends with the very weights of one that was never stopped.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +70,7 @@ class Progress:
         bad_in_a_row: the last of them.
         elapsed_s: time spent, before this start too.
         metrics: rows of the epochs that are done.
+        unsaved: those of these epochs whose weights could not be written, and are lost.
         unreadable: what was said of images that could not be read.
     """
 
@@ -81,11 +82,13 @@ class Progress:
     bad_in_a_row: int = 0
     elapsed_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    unsaved: list[int] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch so far, the first of equals."""
-        return max(self.metrics, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
+        """The row of the best epoch so far whose weights are kept, the first of equals."""
+        saved = (row for row in self.metrics if row["epoch"] not in self.unsaved)
+        return max(saved, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
 
 
 def train_command(config: TrainConfig) -> int | None:
@@ -166,8 +169,8 @@ class Run:
         """Runs what is left of the epochs."""
         if self.config.resume:
             self._restore()
-        if self.machine.is_first:
-            self.directory.write_settings(self.config, describe_environment(self.machine), self.source.split)
+        about = describe_environment(self.machine)
+        self.machine.ask_first(lambda: self.directory.write_settings(self.config, about, self.source.split))
         self.display.say(self._describe())
         self.display.say(self.machine.ask_first(lambda: str(preflight(self.source))))
         train_loader, val_loader = self._loaders()
@@ -287,10 +290,9 @@ class Run:
         progress.bad_in_a_row += 1
         names = [self.source.train.name(index) for index in batch.indices.tolist()]
         files = [name for names_of_one in self.machine.gather(names) for name in names_of_one]
-        if self.machine.is_first:
-            self.directory.record_bad_step(
-                {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
-            )
+        step = {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
+        if failure := self._failure(lambda: self.directory.record_bad_step(step)):
+            self.display.say(f"warning: {failure}")
         self.display.say(
             f"warning: epoch {progress.epoch + 1}, batch {progress.batch + 1}: the loss or its gradient is not finite; "
             f"step skipped, its images are in {self.directory.bad_steps}"
@@ -371,15 +373,26 @@ class Run:
             if end_of_epoch:
                 self._file_epoch()
 
-        try:
-            self.machine.ask_first(write)  # where it fails, every process ends for the same reason
-        except UserError as error:
+        failures = [self._failure(write)]
+        if end_of_epoch:
+            if failures[0] is not None:
+                self.progress.unsaved.append(self.progress.epoch - 1)
+            failures.append(self._failure(lambda: self.directory.write_metrics(self.progress.metrics)))
+        for failure in filter(None, failures):
             if self.progress.epoch == self.config.epochs:
-                raise
-            self.display.say(f"warning: {error}")
+                raise failure
+            self.display.say(f"warning: {failure}")
+
+    def _failure(self, write: Callable[[], None]) -> UserError | None:
+        """Lets the first process write; what kept it from that, in every process."""
+        try:
+            self.machine.ask_first(write)
+        except UserError as error:
+            return error
+        return None
 
     def _file_epoch(self) -> None:
-        """What follows from last.pt after an epoch: best.pt, the checkpoints of the last epochs, the tables."""
+        """What follows from last.pt after an epoch: best.pt and the checkpoints of the last epochs."""
         epoch = self.progress.epoch - 1
         best = self.progress.best()
         if best is not None and best["epoch"] == epoch:
@@ -387,7 +400,6 @@ class Run:
         if self.config.checkpoint_hist > 1:
             link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
             self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
-        self.directory.write_metrics(self.progress.metrics)
 
     def _restore(self) -> None:
         """Takes up where last.pt left; refuses settings under which the result would be another."""
@@ -404,8 +416,9 @@ class Run:
         self.progress = Progress(**state["progress"])
         if not self.machine.is_first:  # its sums are those of all
             self.progress.loss_sum, self.progress.num_images = 0.0, 0
-        elif self.progress.batch == 0 and self.progress.metrics:  # it may have died before it came to this
-            self._file_epoch()
+        if self.progress.batch == 0 and self.progress.metrics:  # it may have died before it came to this
+            self.machine.ask_first(self._file_epoch)
+            self.machine.ask_first(lambda: self.directory.write_metrics(self.progress.metrics))
         self.display.say(
             f"Continuing {self.directory.path} at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}."
         )
