@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
 from t2t_vit.training import loop
 from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
@@ -133,6 +134,28 @@ def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkey
     assert_equal_runs(whole, train(tiny_config(resume=True)))
 
 
+def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_path, monkeypatch):
+    """8 images to validate on, 2 at a time: the signal comes with the first, and the epoch's steps are saved by then."""
+    settings = {"batch_size": 2, "epochs": 1}
+    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    last = Path(tiny_config().output) / "last.pt"
+    original, seen = DrawnImages._sample, []
+
+    def send(self, draw):
+        if self.images.names[draw.image_index].startswith("val/"):
+            if not seen:
+                assert read_training_state(last)["progress"]["batch"] == 12
+                os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(draw)
+        return original(self, draw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DrawnImages, "_sample", send)
+        assert train(tiny_config(**settings)).interrupted == 143
+    assert len(seen) == 2
+    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
+
+
 def test_a_second_ctrl_c_leaves_at_once(tiny_config, monkeypatch):
     def send(self, batch):
         os.kill(os.getpid(), signal.SIGINT)
@@ -157,7 +180,7 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
 
     def fill_the_disk(contents, file):
         calls[0] += 1
-        if calls[0] == 2:
+        if calls[0] == 4:  # after the steps of an epoch, and after its evaluation
             file.write(b"half a checkpoint")
             raise OSError(28, "No space left on device")
         save(contents, file)
@@ -168,7 +191,7 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
     assert "last.pt could not be written: No space left on device. What was there before stands." in output
     assert len(result.metrics) == 3
     assert not list(result.output.glob("*.tmp"))
-    calls[0] = 1
+    calls[0] = 3
     with pytest.raises(UserError, match="No space left"):
         write_checkpoint(result.output / "last.pt", {})
     assert read_training_state(result.output / "last.pt")["progress"]["epoch"] == 3

@@ -1,5 +1,6 @@
 """Accuracy of a network on labelled images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,13 @@ class Accuracy:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: "DataLoader[Batch]", machine: Machine, display: Display, *, label: str = "evaluating"
+    model: nn.Module,
+    loader: "DataLoader[Batch]",
+    machine: Machine,
+    display: Display,
+    *,
+    label: str = "evaluating",
+    stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
     """Measures a network on every image of a loader; of several processes, each has a part and all get the whole.
 
@@ -51,6 +58,7 @@ def evaluate(
         machine: where and in which precision.
         display: shows the progress.
         label: what the progress is called.
+        stop: asked after each batch; when true, the rest is left out. All processes must answer alike.
     """
     was_training = model.training
     model.eval()
@@ -64,6 +72,8 @@ def evaluate(
                     logits = model(batch.images.to(machine.device, non_blocking=True))
                 evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
             steps.advance()
+            if stop():
+                break
     model.train(was_training)
     found = evaluator.compute(distributed=machine.world_size > 1)
     of_all = machine.gather((evaluator.num_samples, unreadable))

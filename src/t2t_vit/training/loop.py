@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 from timm.utils import dispatch_clip_grad
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
@@ -26,7 +26,7 @@ from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
 from t2t_vit.training.checkpoints import link_checkpoint, model_section, plain, read_training_state, write_checkpoint
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.evaluate import data_config_of, evaluate, evaluation_loader
+from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
 from t2t_vit.training.machine import describe_environment, find_machine, peak_memory_gb
@@ -163,6 +163,7 @@ class Run:
         self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=self.batches.batches_per_epoch)
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.amp_dtype == torch.float16)
         self.progress = Progress()
+        self.saved = False
         self.trackers = Trackers({}, self.display.say)
 
     def train(self) -> TrainResult:
@@ -180,10 +181,10 @@ class Run:
             with self.interruption.watch():
                 while self.progress.epoch < self.config.epochs:
                     speed = self._train_epoch(train_loader)
+                    self._save(end_of_epoch=False)  # evaluating may take long, and nobody may wait for its end
                     if not self._interrupted():
                         self._finish_epoch(val_loader, speed)
                     if self._interrupted():
-                        self._save(end_of_epoch=False)
                         break
         finally:
             self.trackers.close(finished=self.progress.epoch == self.config.epochs)
@@ -210,7 +211,7 @@ class Run:
                 steps.advance(f"loss {progress.loss_sum / max(progress.num_images, 1):.4f}")
                 if self._interrupted():
                     break
-                if self.config.checkpoint_every and self._steps_done() % self.config.checkpoint_every == 0:
+                if self._checkpoint_is_due():
                     self._save(end_of_epoch=False)
                 waiting_since = time.monotonic()
         seconds = time.monotonic() - began
@@ -218,6 +219,11 @@ class Run:
             "images_per_second": (progress.num_images - images) * self.machine.world_size / seconds,
             "data_wait_percent": 100 * wait_s / seconds,
         }
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether one is asked for after this step; after the last one of an epoch there is one anyway."""
+        every = self.config.checkpoint_every
+        return every > 0 and self._steps_done() % every == 0 and self.progress.batch < self.batches.batches_per_epoch
 
     def _step(self, batch: Batch) -> None:
         """One update of the weights, or none where the gradient is not finite."""
@@ -312,11 +318,19 @@ class Run:
         """Whether any process was asked to end; all agree."""
         return any(self.machine.gather(self.interruption.signal is not None))
 
+    def _must_leave(self) -> bool:
+        """Whether to leave in the middle of an evaluation, which several processes would have to agree on."""
+        return self.interruption.signal is not None and self.machine.world_size == 1
+
     def _finish_epoch(self, val_loader: "DataLoader[Batch]", speed: dict[str, float]) -> None:
         """Evaluates, records and saves."""
         progress = self.progress
         loss_sum, num_images = self._totals()
-        found = evaluate(self.model, val_loader, self.machine, self.display, label="validating")
+
+        def measure(model: nn.Module, label: str) -> Accuracy:
+            return evaluate(model, val_loader, self.machine, self.display, label=label, stop=self._must_leave)
+
+        found = measure(self.model, "validating")
         row = {
             "epoch": progress.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -325,14 +339,12 @@ class Run:
             "val_top1": found.top1_percent,
             "val_top5": found.top5_percent,
         }
-        if self.task.has_ema():
-            ema = self.task.get_eval_model(ema=True)
-            average = evaluate(ema, val_loader, self.machine, self.display, label="validating the average")
-            row["ema_top1"] = average.top1_percent
+        if self.task.has_ema() and not self._must_leave():
+            row["ema_top1"] = measure(self.task.get_eval_model(ema=True), "validating the average").top1_percent
+        if self._must_leave():
+            return  # the epoch is evaluated again when the run goes on
         if found.unreadable and progress.epoch == 0:
             self._warn(f"{len(found.unreadable)} validation images cannot be read and do not count", found.unreadable)
-        if self.interruption.signal is not None and self.machine.world_size == 1:
-            return  # the time to leave may be short: the epoch is evaluated again when the run goes on
         progress.elapsed_s = time.monotonic() - self._started_s
         row |= {**speed, "memory_gb": peak_memory_gb(self.machine.device), "elapsed_s": progress.elapsed_s}
 
@@ -374,6 +386,7 @@ class Run:
                 self._file_epoch()
 
         failures = [self._failure(write)]
+        self.saved = failures[0] is None
         if end_of_epoch:
             if failures[0] is not None:
                 self.progress.unsaved.append(self.progress.epoch - 1)
@@ -513,7 +526,8 @@ class Run:
         if progress.epoch < self.config.epochs:
             codes = self.machine.gather(self.interruption.signal and EXIT_CODES[self.interruption.signal])
             interrupted = next(code for code in codes if code is not None)
-            self.display.say(f"Stopped and saved; --resume with --output {self.directory.path} goes on from here.")
+            where = "saved; " if self.saved else "not saved: what came after the last checkpoint is lost; "
+            self.display.say(f"Stopped and {where}--resume with --output {self.directory.path} goes on from there.")
         else:
             self.display.say(
                 f"best top-1 {top1:.2f} % in epoch {best['epoch'] + 1}; {format_duration(progress.elapsed_s)} in all; "
