@@ -135,7 +135,7 @@ def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkey
 
 
 def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_path, monkeypatch):
-    """8 images to validate on, 2 at a time: the signal comes with the first, and the epoch's steps are saved by then."""
+    """8 images to validate on, 2 at a time: the signal comes with the first, when the epoch's steps are saved."""
     settings = {"batch_size": 2, "epochs": 1}
     whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
     last = Path(tiny_config().output) / "last.pt"

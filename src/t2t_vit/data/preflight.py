@@ -17,11 +17,10 @@ from torch import Tensor
 
 from t2t_vit.data.agreement import Agreement, check_agreement, tiny_copy
 from t2t_vit.data.config import DataConfig
-from t2t_vit.data.folders import some
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, evaluation_batches, make_loader
 from t2t_vit.data.sources import Source, open_source
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 
 # Of more classes, so many stand for all when labels are compared; the images are shared among them.
 MAX_CLASSES = 20

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from t2t_vit.data.folders import VAL_FOLDERS, some
+from t2t_vit.data.folders import VAL_FOLDERS
 from t2t_vit.data.images import ImageSet, Part, Parts
 from t2t_vit.data.tars import index_tar, read_extent, tar_images
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 
 
 def shard_parts(folder: str) -> Parts:

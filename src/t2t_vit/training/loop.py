@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
 from t2t_vit.data.preflight import preflight
 from t2t_vit.data.sources import open_source
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
 from t2t_vit.training.checkpoints import link_checkpoint, model_section, plain, read_training_state, write_checkpoint
@@ -276,8 +276,8 @@ class Run:
             np.random.seed(seed % 2**32)
             images, targets = self.mixup(images, targets)
         parts = min(self.config.grad_accum_steps, len(images))
-        for part, (some, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
-            yield some, their, len(some) / full, part == parts - 1
+        for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
+            yield own, their, len(own) / full, part == parts - 1
 
     def _steps_done(self) -> int:
         return self.progress.epoch * self.batches.batches_per_epoch + self.progress.batch
@@ -511,8 +511,7 @@ class Run:
             self._warn("training goes on without", news)
 
     def _warn(self, what: str, sentences: Sequence[str]) -> None:
-        more = f" and {len(sentences) - 5} more" if len(sentences) > 5 else ""
-        self.display.say(f"warning: {what}: {'; '.join(sentences[:5])}{more}")
+        self.display.say(f"warning: {what}: {some(sentences, separator='; ')}")
 
     def _result(self) -> TrainResult:
         progress = self.progress

@@ -168,9 +168,7 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
             values |= further
     batch_size = given.get("batch_size", values["batch_size"])
     if recipe.lr_batch_size is not None:
-        values |= {
-            rate: values[rate] * batch_size / recipe.lr_batch_size for rate in LEARNING_RATES if rate in values
-        }
+        values |= {rate: values[rate] * batch_size / recipe.lr_batch_size for rate in LEARNING_RATES if rate in values}
     if "epochs" in given:  # a short run has a short warm-up, and no longer cool-down than itself
         values["warmup_epochs"] = min(values["warmup_epochs"], given["epochs"] // 2)
         values["cooldown_epochs"] = min(values.get("cooldown_epochs", 0), given["epochs"] // 4)
