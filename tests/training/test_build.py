@@ -6,13 +6,17 @@ import torch
 
 from t2t_vit.errors import UserError
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
+from t2t_vit.training.checkpoints import model_section
 from t2t_vit.training.loop import train
 from t2t_vit.training.machine import find_machine
 from t2t_vit.training.recipes import RECIPES
 
 
+CLASSES = ("lying", "upright")
+
+
 def network(config):
-    return build_network(config, config.model, num_classes=2)[0]
+    return build_network(config, config.model, class_names=CLASSES)[0]
 
 
 def groups_of(optimizer):
@@ -118,7 +122,39 @@ def test_a_teacher_of_other_classes_is_refused(tiny_config, tmp_path):
     torch.save(timm.create_model("t2t_vit_7", img_size=32, num_classes=5).state_dict(), tmp_path / "teacher.pth")
     config = tiny_config(teacher="t2t_vit_7", teacher_checkpoint=str(tmp_path / "teacher.pth"))
     with pytest.raises(UserError, match=r"teacher t2t_vit_7 tells 5 classes apart, the data has 2"):
-        build_task(config, network(config), find_machine("cpu"))
+        build_task(config, network(config), find_machine("cpu"), CLASSES)
+
+
+def write_ours(path, class_names, **model_args):
+    """A checkpoint of our format."""
+    model_args = {"num_classes": len(class_names), "img_size": [32, 32], **model_args}
+    model = timm.create_model("t2t_vit_7", **model_args)
+    section = model_section("t2t_vit_7", model_args, class_names=class_names, data_config={})
+    torch.save({**section, "state_dict": model.state_dict()}, path)
+    return model
+
+
+def test_a_teacher_whose_classes_have_other_names_is_refused(tiny_config, tmp_path):
+    config = tiny_config(teacher="t2t_vit_7", teacher_checkpoint=str(tmp_path / "teacher.pt"))
+    write_ours(tmp_path / "teacher.pt", ("flat", "upright"))
+    with pytest.raises(
+        UserError, match=r"not those of the teacher t2t_vit_7: 'lying' for 'flat': give --teacher-check"
+    ):
+        build_task(config, network(config), find_machine("cpu"), CLASSES)
+    write_ours(tmp_path / "teacher.pt", CLASSES)
+    build_task(config, network(config), find_machine("cpu"), CLASSES)
+
+
+def test_a_head_starts_anew_where_the_classes_have_other_names(tiny_config, tmp_path):
+    config = tiny_config(checkpoint=str(tmp_path / "start.pt"))
+    start = write_ours(tmp_path / "start.pt", ("flat", "upright"))
+    model, _, report = build_network(config, config.model, class_names=CLASSES)
+    assert not torch.equal(model.head.weight, start.head.weight)
+    assert torch.equal(model.norm.weight, start.norm.weight)
+    assert report.changed == ["head: rebuilt, since the file's classes have other names: 'lying' for 'flat'"]
+    assert report.loaded == len(start.state_dict()) - 2
+    start = write_ours(tmp_path / "start.pt", CLASSES)
+    assert torch.equal(network(config).head.weight, start.head.weight)
 
 
 def test_accumulation_changes_nothing_but_rounding(tiny_config, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from t2t_vit.data.loading import DrawnImages
@@ -107,6 +108,19 @@ def test_killed_between_the_checkpoint_and_what_follows_from_it(tiny_config, tmp
         ours, theirs = (read_training_state(run.output / name)["state_dict"] for run in (resumed, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert (resumed.output / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tiny_config, tmp_path, monkeypatch):
+    start = tmp_path / "start.pt"
+    torch.save(timm.create_model("t2t_vit_7", img_size=32, num_classes=2).state_dict(), start)
+    settings = {"checkpoint": str(start)}
+    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        kill_after_step(patch, 4)
+        with pytest.raises(Killed):
+            train(tiny_config(**settings))
+    start.unlink()
+    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

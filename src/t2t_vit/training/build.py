@@ -1,6 +1,7 @@
 """What a run is made of, by its settings: network, task, optimiser, schedule, mixup. All but the choices is timm's."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -17,20 +18,22 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint
+from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint, read_checkpoint
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.machine import Machine
+from t2t_vit.training.settings import other_classes
 
 
 def build_network(
-    config: TrainConfig, name: str, *, num_classes: int
+    config: TrainConfig, name: str, *, class_names: Sequence[str], goes_on: bool = False
 ) -> tuple[nn.Module, dict[str, Any], LoadReport | None]:
     """The network to train.
 
     Args:
         config: the settings.
         name: its registered name.
-        num_classes: classes of its head.
+        class_names: what its head is to tell apart.
+        goes_on: whether the run goes on from its own weights, and none are to be loaded here.
 
     Returns:
         The network, the arguments by which it differs from the registered one, and how a checkpoint went into it.
@@ -39,10 +42,10 @@ def build_network(
         UserError: for an image size or a checkpoint that does not fit.
     """
     size = {"img_size": config.img_size and to_2tuple(config.img_size)}
-    resolved = resolve_model_input_args(name, size, num_classes=num_classes)
+    resolved = resolve_model_input_args(name, size, num_classes=len(class_names))
     model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved}
     model: Any = timm.create_model(name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path)
-    report = load_checkpoint(model, config.checkpoint) if config.checkpoint else None
+    report = _start_from(config.checkpoint, model, class_names) if config.checkpoint and not goes_on else None
     if config.freeze_backbone:
         head = set(model.get_classifier().parameters())
         for parameter in model.parameters():
@@ -52,7 +55,19 @@ def build_network(
     return model, model_args, report
 
 
-def build_task(config: TrainConfig, model: Any, machine: Machine) -> TrainingTask:
+def _start_from(path: str, model: Any, class_names: Sequence[str]) -> LoadReport:
+    """Loads weights; a head of as many classes, but of other names, stays the network's own."""
+    checkpoint = read_checkpoint(path)
+    report = load_checkpoint(model, checkpoint)
+    theirs = checkpoint.class_names
+    if theirs is not None and len(theirs) == len(class_names) and (different := other_classes(class_names, theirs)):
+        model.reset_classifier(len(class_names))
+        report.loaded -= len(list(model.get_classifier().parameters()))
+        report.changed.append(f"head: rebuilt, since the file's classes have other names: {different}")
+    return report
+
+
+def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: Sequence[str]) -> TrainingTask:
     """The network with its loss: classification, or that and a teacher's soft labels.
 
     Raises:
@@ -65,7 +80,7 @@ def build_task(config: TrainConfig, model: Any, machine: Machine) -> TrainingTas
     else:
         task = LogitDistillationTask(
             model,
-            _build_teacher(config, num_classes=model.num_classes).to(machine.device),
+            _build_teacher(config, class_names).to(machine.device),
             task_loss_weight=1 - config.distill_alpha,
             temperature=config.distill_temperature,
             **common,
@@ -83,17 +98,22 @@ def build_task(config: TrainConfig, model: Any, machine: Machine) -> TrainingTas
     return task
 
 
-def _build_teacher(config: TrainConfig, *, num_classes: int) -> nn.Module:
+def _build_teacher(config: TrainConfig, class_names: Sequence[str]) -> nn.Module:
     assert config.teacher is not None
+    theirs = None
     if config.teacher_checkpoint:
-        teacher, _ = build_model(config.teacher_checkpoint, model=config.teacher)
+        teacher, checkpoint = build_model(config.teacher_checkpoint, model=config.teacher)
+        theirs = checkpoint.class_names
     else:
         teacher = timm.create_model(config.teacher, pretrained=True)
-    if teacher.num_classes != num_classes:
+    advice = "give --teacher-checkpoint with weights that were trained on these classes."
+    if teacher.num_classes != len(class_names):
         raise UserError(
-            f"The teacher {config.teacher} tells {teacher.num_classes} classes apart, the data has {num_classes}: "
-            "give --teacher-checkpoint with weights that were trained on these classes."
+            f"The teacher {config.teacher} tells {teacher.num_classes} classes apart, the data has {len(class_names)}: "
+            + advice
         )
+    if theirs is not None and (different := other_classes(class_names, theirs)):
+        raise UserError(f"The classes of the data are not those of the teacher {config.teacher}: {different}: {advice}")
     return teacher
 
 

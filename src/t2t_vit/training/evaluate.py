@@ -19,6 +19,7 @@ from t2t_vit.models.weights import build_model
 from t2t_vit.training.config import EvalConfig
 from t2t_vit.training.logs import Display
 from t2t_vit.training.machine import Machine, find_machine
+from t2t_vit.training.settings import other_classes
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,8 @@ def _refuse_other_classes(model: nn.Module, class_names: list[str] | None, evalu
             f"The checkpoint tells {model.num_classes} classes apart, {evaluation.part} has {len(found)}: "
             "evaluate on the data that it was trained for."
         )
-    if class_names is not None and class_names != found:
-        pairs = [f"{ours!r} for {theirs!r}" for ours, theirs in zip(found, class_names, strict=True) if ours != theirs]
+    if class_names is not None and (different := other_classes(found, class_names)):
         raise UserError(
-            f"The classes of {evaluation.part} are not the checkpoint's: {', '.join(pairs[:5])}. "
+            f"The classes of {evaluation.part} are not the checkpoint's: {different}. "
             "Rename the folders as they were in training."
         )

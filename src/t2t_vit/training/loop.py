@@ -136,7 +136,8 @@ class Run:
 
         torch.manual_seed(config.seed)
         class_names = self.source.class_names
-        self.model, model_args, report = build_network(config, name, num_classes=len(class_names))
+        self.goes_on = self.machine.ask_first(lambda: config.resume and self.directory.last.exists())
+        self.model, model_args, report = build_network(config, name, class_names=class_names, goes_on=self.goes_on)
         if report is not None:
             self.display.say(str(report))
         self.model.to(self.machine.device)
@@ -150,7 +151,7 @@ class Run:
                 f"Mixup and CutMix need 2 images in each process, but --batch-size {config.batch_size} is shared among "
                 f"{self.machine.world_size}: give a larger one, or --mixup 0 --cutmix 0."
             )
-        self.task = build_task(config, self.model, self.machine)
+        self.task = build_task(config, self.model, self.machine, class_names)
         self.optimizer = build_optimizer(config, self.model)
         self.batches = EpochBatches(
             len(self.source.train),
@@ -168,8 +169,10 @@ class Run:
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
-        if self.config.resume:
+        if self.goes_on:
             self._restore()
+        elif self.config.resume:
+            self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
         about = describe_environment(self.machine)
         self.machine.ask_first(lambda: self.directory.write_settings(self.config, about, self.source.split))
         self.display.say(self._describe())
@@ -416,9 +419,6 @@ class Run:
 
     def _restore(self) -> None:
         """Takes up where last.pt left; refuses settings under which the result would be another."""
-        if not self.machine.ask_first(self.directory.last.exists):
-            self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
-            return
         state = read_training_state(self.directory.last)
         refuse_other_run(state, {**self.about, "split": self.source.split, "config": asdict(self.config)})
         self.task.load_checkpoint_state(state["state_dict"])

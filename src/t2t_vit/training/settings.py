@@ -1,10 +1,11 @@
 """Settings that make no sense, and settings under which a run cannot go on."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.optim import list_optimizers
 
-from t2t_vit.errors import UserError, closest
+from t2t_vit.errors import UserError, closest, some
 from t2t_vit.training.checkpoints import plain
 from t2t_vit.training.config import TrainConfig
 
@@ -89,6 +90,11 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
             f"The run cannot go on under other settings: {'; '.join(changed)}. "
             "Leave them as they were, or start another run with another --output."
         )
+
+
+def other_classes(found: Sequence[str], expected: Sequence[str]) -> str:
+    """The classes, of two lists of the same length, whose names differ: "'flat' for 'lying'"; empty if none does."""
+    return some(f"{ours!r} for {theirs!r}" for ours, theirs in zip(found, expected, strict=True) if ours != theirs)
 
 
 def _flag(name: str) -> str:
