@@ -11,7 +11,6 @@ from t2t_vit.training.loop import train
 from t2t_vit.training.machine import find_machine
 from t2t_vit.training.recipes import RECIPES
 
-
 CLASSES = ("lying", "upright")
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,8 +125,6 @@ def test_resuming_takes_the_recorded_settings_for_those_left_open(tiny_config, p
 
 
 def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, tmp_path, picture_folder, capsys):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(picture_folder, broken)
     (broken / "train/lying/0.png").write_bytes(b"no image")
@@ -157,6 +156,7 @@ def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, 
         ({"img_size": 2}, "smallest size is 3 x 3"),
         ({"opt": "adamx"}, "Unknown optimiser 'adamx'. Did you mean adam"),
         ({"aa": "banana"}, "banana"),
+        ({"mixup": 0.8, "batch_size": 3}, "--batch-size 3, of 24 images, is shared among 1: give a multiple of 2"),
     ],
 )
 def test_mistakes_are_told(tiny_config, changes, message):
@@ -172,6 +172,19 @@ def test_the_ema_warms_up(tiny_config):
     key = "blocks.0.mlp.fc1.weight"
     moved = (state["state_dict"][key] - initial[key]).norm()
     assert (state["state_dict_ema"][key] - initial[key]).norm() > 0.3 * moved
+
+
+def test_the_loss_of_an_odd_last_image_that_cannot_be_mixed_is_no_loss_of_weight(tiny_config, picture_folder, tmp_path):
+    """7 images are all there are: 6 are mixed, and their gradients are the mean over 6."""
+    for label, count in (("lying", 4), ("upright", 3)):
+        for part in ("train", "val"):
+            (tmp_path / "few" / part / label).mkdir(parents=True)
+            for i in range(count):
+                shutil.copy(picture_folder / "train" / label / f"{i}.png", tmp_path / "few" / part / label)
+    run = Run(tiny_config(data=str(tmp_path / "few"), mixup=0.8, grad_accum_steps=2))
+    batch = next(iter(run._loaders()[0]))
+    parts = [(len(images), share) for images, _, share, _ in run._parts(batch, seed=0)]
+    assert parts == [(3, 0.5), (3, 0.5)]
 
 
 def test_gradients_are_clipped(tiny_config, monkeypatch):

@@ -146,11 +146,7 @@ class Run:
         self.data_config = data_config_of(self.model, img_size=config.img_size, crop_pct=config.crop_pct)
         self.about = model_section(name, model_args, class_names=class_names, data_config=self.data_config)
         self.mixup = build_mixup(config, num_classes=len(class_names))
-        if self.mixup is not None and config.batch_size < 2 * self.machine.world_size:
-            raise UserError(
-                f"Mixup and CutMix need 2 images in each process, but --batch-size {config.batch_size} is shared among "
-                f"{self.machine.world_size}: give a larger one, or --mixup 0 --cutmix 0."
-            )
+        self.full_share = self._share_of_batch()
         self.task = build_task(config, self.model, self.machine, class_names)
         self.optimizer = build_optimizer(config, self.model)
         self.batches = EpochBatches(
@@ -166,6 +162,20 @@ class Run:
         self.progress = Progress()
         self.saved = False
         self.trackers = Trackers({}, self.display.say)
+
+    def _share_of_batch(self) -> float:
+        """Images of a full batch that each process gets, on average. Mixup pairs them, and leaves an odd one out."""
+        batch_size, num_images = self.config.batch_size, len(self.source.train)
+        processes = self.machine.world_size
+        shares = [len(range(rank, min(batch_size, num_images), processes)) for rank in range(processes)]
+        if self.mixup is None:
+            return sum(shares) / processes
+        if batch_size // processes % 2 or min(shares) < 2:
+            raise UserError(
+                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} images, "
+                f"is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
+            )
+        return sum(share // 2 * 2 for share in shares) / processes
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
@@ -271,7 +281,7 @@ class Run:
         if self.mixup is not None:  # it pairs images: an odd one is left out
             even = len(images) // 2 * 2
             images, targets = images[:even], targets[:even]
-        full = min(self.config.batch_size, len(self.source.train)) / self.machine.world_size
+        full = self.full_share
         if len(images) == 0:  # all unreadable; other processes wait for this one's part of the gradient
             images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
             full = float("inf")
