@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from t2t_vit.errors import UserError
-from t2t_vit.training.checkpoints import read_training_state
+from t2t_vit.training import machine
+from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
 from t2t_vit.training.loop import Run, train
 
 
@@ -108,6 +109,23 @@ def test_resuming_under_settings_that_change_the_result_is_refused(tiny_config):
     train(tiny_config(epochs=1))
     with pytest.raises(UserError, match=r"lr was 0.0005, now 0.1; seed was 42, now 3"):
         train(tiny_config(epochs=1, resume=True, lr=0.1, seed=3))
+
+
+def test_resuming_in_another_precision_is_refused_however_it_came_about(tiny_config, monkeypatch):
+    for fast in (True, False):
+        monkeypatch.setattr(machine, "_has_fast_bfloat16", lambda device, fast=fast: fast)
+        if fast:
+            train(tiny_config(epochs=1, amp=None))
+    with pytest.raises(UserError, match="precision was 'bfloat16', now 'float32'"):
+        train(tiny_config(epochs=1, amp=None, resume=True))
+    assert train(tiny_config(epochs=1, amp=True, resume=True, log_to=("tensorboard",))).metrics
+
+
+def test_a_run_goes_on_with_fewer_processes_and_says_what_that_changes(tiny_config, capsys):
+    last = train(tiny_config(epochs=1)).output / "last.pt"
+    write_checkpoint(last, read_training_state(last) | {"processes": 2})
+    assert train(tiny_config(epochs=1, resume=True)).metrics
+    assert "the run had 2 processes, and goes on with 1. It draws the same images" in capsys.readouterr().out
 
 
 def test_a_model_may_be_spelt_in_another_way_when_the_run_goes_on(tiny_config):

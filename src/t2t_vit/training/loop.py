@@ -172,8 +172,8 @@ class Run:
             return sum(shares) / processes
         if batch_size // processes % 2 or min(shares) < 2:
             raise UserError(
-                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} images, "
-                f"is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
+                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} "
+                f"images, is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
             )
         return sum(share // 2 * 2 for share in shares) / processes
 
@@ -368,6 +368,10 @@ class Run:
         self._save(end_of_epoch=True)
         self.trackers.log(row)
 
+    def _machine_in_words(self) -> dict[str, Any]:
+        """What of the machine changes the result."""
+        return {"processes": self.machine.world_size, "precision": self.machine.precision}
+
     def _totals(self) -> tuple[float, int]:
         """Loss and images of the epoch so far, over all processes."""
         sums = self.machine.gather((self.progress.loss_sum, self.progress.num_images))
@@ -391,6 +395,7 @@ class Run:
             "metrics": self.progress.metrics[-1] if self.progress.metrics else {},
             "config": plain(asdict(self.config)),
             "split": self.source.split,
+            **self._machine_in_words(),
         }
 
         def write() -> None:
@@ -430,7 +435,13 @@ class Run:
     def _restore(self) -> None:
         """Takes up where last.pt left; refuses settings under which the result would be another."""
         state = read_training_state(self.directory.last)
-        refuse_other_run(state, {**self.about, "split": self.source.split, "config": asdict(self.config)})
+        machine = self._machine_in_words()
+        refuse_other_run(state, {**self.about, **machine, "split": self.source.split, "config": asdict(self.config)})
+        if state["processes"] != machine["processes"]:  # refused, a run whose GPU broke could not go on at all
+            self.display.say(
+                f"warning: the run had {state['processes']} processes, and goes on with {machine['processes']}. It "
+                "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
+            )
         self.task.load_checkpoint_state(state["state_dict"])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)

@@ -43,6 +43,11 @@ class Machine:
             yield
 
     @property
+    def precision(self) -> str:
+        """The type of matrix products, in words."""
+        return str(self.amp_dtype or torch.float32).removeprefix("torch.")
+
+    @property
     def is_first(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
@@ -79,7 +84,7 @@ class Machine:
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         times = f"{self.world_size} x " if self.world_size > 1 else ""
-        return f"{times}{name}, {str(self.amp_dtype or torch.float32).removeprefix('torch.')}"
+        return f"{times}{name}, {self.precision}"
 
 
 def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: str = "bfloat16") -> Machine:

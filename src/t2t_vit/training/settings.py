@@ -10,9 +10,11 @@ from t2t_vit.training.checkpoints import plain
 from t2t_vit.training.config import TrainConfig
 
 HARMLESS = (
-    "data", "data_dir", "output", "resume", "show", "workers", "checkpoint_every", "checkpoint_hist",
+    "data_dir", "output", "resume", "show", "workers", "checkpoint_every", "checkpoint_hist", "log_to",
 )  # fmt: skip
-"""Settings that a run may change when it goes on; the data is compared by its images, not by its name."""
+"""Settings that a run may change when it goes on."""
+INDIRECT = {"model": ("model",), "data": ("class_names", "split"), "amp": ("precision",), "amp_dtype": ("precision",)}
+"""What is compared instead of a setting: what it came to."""
 
 
 def refuse_wrong_settings(config: TrainConfig) -> None:
@@ -76,14 +78,14 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
 
     Args:
         state: the checkpoint.
-        now: `config`, `model`, `class_names` and `split` of now; a model has more spellings than one.
+        now: the same entries of one that would be written now.
 
     Raises:
         UserError: when they differ in anything that changes the result.
     """
     then, wanted = state["config"], plain(now["config"])
-    pairs = {key: (state[key], now[key]) for key in ("model", "class_names", "split")}
-    pairs |= {key: (then.get(key), wanted[key]) for key in wanted if key not in (*HARMLESS, *pairs)}
+    pairs = {key: (state[key], now[key]) for keys in INDIRECT.values() for key in keys}
+    pairs |= {key: (then.get(key), wanted[key]) for key in wanted if key not in HARMLESS and key not in INDIRECT}
     changed = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in pairs.items() if old != new]
     if changed:
         raise UserError(
