@@ -111,6 +111,18 @@ def parse(
     return cls(**values)
 
 
+def read_settings(cls: type, path: Path) -> dict[str, Any]:
+    """The typed values of a YAML file of settings, such as a run's own.
+
+    Raises:
+        UserError: the file cannot be read, or holds what is no setting or no value of it; all in one message.
+    """
+    problems: list[str] = []
+    values = _read_yaml(str(path), _settings_of(cls), problems)
+    _refuse(problems)
+    return values
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Setting:
     """One field of a config class."""

@@ -14,6 +14,7 @@ from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
 from t2t_vit.training import loop
 from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
+from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.loop import Run, train
 
 EVERYTHING = {
@@ -271,6 +272,25 @@ def test_a_damaged_checkpoint_is_told(tiny_config):
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"last.pt is damaged and cannot be continued from"):
         train(tiny_config(epochs=1, resume=True))
+    torch.save({"state_dict": {}}, last)
+    with pytest.raises(UserError, match=r"last.pt is no checkpoint that a run left"):
+        train(tiny_config(epochs=1, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epochs: [3", "config.yaml is no YAML file"),
+        ("old_setting: 3\nepochs: many", "Unknown key of .*config.yaml: 'old_setting'.*expected a whole number"),
+        ("- epochs", "must hold lines such as"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_told(content, message, tiny_config):
+    config = tiny_config()
+    Path(config.output).mkdir()
+    Path(config.output, "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        TrainConfig.defaults_for({"data": config.data, "output": config.output, "resume": True})
 
 
 def poison(monkeypatch, bad_steps):

@@ -102,7 +102,7 @@ def read_training_state(path: Path) -> dict[str, Any]:
     """A checkpoint of ours, to go on training from.
 
     Raises:
-        UserError: when there is none, or it is damaged.
+        UserError: when there is none, or it is damaged or another file.
     """
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -110,4 +110,9 @@ def read_training_state(path: Path) -> dict[str, Any]:
         raise UserError(f"There is no {path} to continue from: start without --resume.") from None
     except Exception as error:
         raise UserError(f"{path} is damaged and cannot be continued from: {error}") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT or "progress" not in contents:
+        raise UserError(
+            f"{path} is no checkpoint that a run left to be continued from. To start from its weights, "
+            "give it to --checkpoint, with another --output."
+        )
     return contents

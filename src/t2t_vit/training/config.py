@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from t2t_vit.options import argument, option
+from t2t_vit.options import argument, option, read_settings
 from t2t_vit.training.recipes import recipe_for
 
 CONFIG_FILE = "config.yaml"
@@ -119,8 +117,7 @@ class TrainConfig:
         if given.get("resume"):
             recorded = Path(cls(**values | given).run_directory) / CONFIG_FILE if "data" in given else Path()
             if recorded.is_file():
-                settings = yaml.safe_load(recorded.read_text())
-                values |= {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+                values |= read_settings(cls, recorded)
         return values
 
     @property
