@@ -153,6 +153,10 @@ def two(broken_folder, picture_folder, work):
 
         return make
 
+    def measured(rank):
+        words = [str(picture_folder), "--checkpoint", str(work / "whole" / "best.pt"), "--device", "cpu", "-j", "0"]
+        return main(["eval", *words])
+
     jobs = {
         "curve": curve,
         "evaluations": lambda rank: evaluate_some(picture_folder),
@@ -162,6 +166,7 @@ def two(broken_folder, picture_folder, work):
             train(config_of(picture_folder, work / "stopped", **EVERYTHING, resume=True, workers=1)).interrupted
         ),
         "full disk": full_disk,
+        "eval": measured,
     }
     found, said = in_two_processes(work / "two", jobs | {name: mistake(words) for name, words in MISTAKES.items()})
     return {"found": found, "said": said}
@@ -197,6 +202,12 @@ def test_only_the_first_process_writes_and_prints(two, work):
     assert {name: text for name, text in second.items() if text} == {}
     assert (work / "curve-0" / "last.pt").exists()
     assert not (work / "curve-1").exists()
+
+
+def test_eval_by_two_processes_is_told_once(two, picture_folder, work, capsys):
+    assert [found["eval"] for found in two["found"]] == [0, 0]
+    main(["eval", str(picture_folder), "--checkpoint", str(work / "whole" / "best.pt"), "--device", "cpu", "-j", "0"])
+    assert two["said"][0]["eval"].replace("2 x cpu", "cpu") == capsys.readouterr().out
 
 
 def test_a_signal_to_one_process_makes_all_save_and_leave_and_nothing_is_lost(two, work):

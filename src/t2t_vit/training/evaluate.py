@@ -18,7 +18,7 @@ from t2t_vit.errors import UserError
 from t2t_vit.models.weights import build_model
 from t2t_vit.training.config import EvalConfig
 from t2t_vit.training.logs import Display
-from t2t_vit.training.machine import Machine, find_machine
+from t2t_vit.training.machine import Machine, find_machine, one_of_several
 from t2t_vit.training.settings import other_classes
 
 
@@ -113,18 +113,23 @@ def data_config_of(model: nn.Module, **known: Any) -> dict[str, Any]:
     return {key: config[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
 
 
+@one_of_several()
 def evaluate_command(config: EvalConfig) -> None:
     """`t2t-vit eval`: loads a checkpoint and prints its accuracy, the last line as the official code prints it.
 
     Raises:
         UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
     """
-    display = Display(epochs=0)
     machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
+    display = Display(epochs=0, silent=not machine.is_first)
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
-    model, checkpoint = build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
+    model, checkpoint = machine.first_first(
+        lambda: build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
+    )
     display.say(str(checkpoint.report))
-    evaluation = open_evaluation(config.data, data_dir=config.data_dir, trained_split=checkpoint.extra.get("split"))
+    evaluation = machine.first_first(
+        lambda: open_evaluation(config.data, data_dir=config.data_dir, trained_split=checkpoint.extra.get("split"))
+    )
     display.say(f"{len(evaluation.images):,} images of {len(evaluation.class_names)} classes: {evaluation.part}")
     _refuse_other_classes(model, checkpoint.class_names, evaluation)
 

@@ -29,7 +29,7 @@ from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
-from t2t_vit.training.machine import describe_environment, find_machine, peak_memory_gb
+from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
 from t2t_vit.training.report import RunSummary, write_report
 from t2t_vit.training.settings import refuse_other_run, refuse_wrong_settings
 from t2t_vit.training.trackers import Trackers, open_trackers
@@ -91,16 +91,13 @@ class Progress:
         return max(saved, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
 
 
+@one_of_several()
 def train_command(config: TrainConfig) -> int | None:
     """`t2t-vit train` and `transfer`: trains, or shows what would run. Returns the exit code of an interrupted run."""
     if config.show:
         print(yaml.safe_dump(plain(asdict(config)), sort_keys=False), end="")
         return None
-    try:
-        return train(config).interrupted
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    return train(config).interrupted
 
 
 def train(config: TrainConfig) -> TrainResult:

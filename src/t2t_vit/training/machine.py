@@ -117,6 +117,16 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
     return Machine(found, getattr(torch, amp_dtype) if amp else None, rank, world_size)
 
 
+@contextlib.contextmanager
+def one_of_several() -> Iterator[None]:
+    """Leaves the other processes at the end, if `find_machine` joined any inside."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def _refuse_too_few_gpus(device: str) -> None:
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if device.startswith("cuda") and 0 < gpus < processes:
