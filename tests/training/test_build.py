@@ -188,16 +188,12 @@ def test_mixup_only_where_it_is_wanted(tiny_config):
     assert build_mixup(tiny_config(mixup=0.8), num_classes=2) is not None
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"teacher_checkpoint": "x"}, "--teacher-checkpoint has no effect without --teacher"),
-        ({"mixup_off_epoch": 3}, "--mixup-off-epoch has nothing to end"),
-        ({"freeze_backbone": True, "backbone_lr_scale": 0.1}, "--backbone-lr-scale has no effect"),
-        ({"layer_decay": 0.5, "backbone_lr_scale": 0.1}, "exclude each other"),
-        ({"cooldown_epochs": 2}, "--cooldown-epochs must be from 0 to 1, got 2"),
-    ],
-)
-def test_settings_without_effect_are_refused(changes, message, tiny_config):
-    with pytest.raises(UserError, match=message):
-        train(tiny_config(**changes))
+def test_a_teacher_of_another_image_size_or_without_weights_is_refused(tiny_config, tmp_path):
+    write_ours(tmp_path / "teacher.pt", CLASSES, img_size=[48, 32])
+    config = tiny_config(teacher="t2t_vit_7", teacher_checkpoint=str(tmp_path / "teacher.pt"))
+    expected = "takes images of 48 x 32 pixels, the student of 32 x 32: give --img-size 48 32, or another teacher"
+    with pytest.raises(UserError, match=expected):
+        build_task(config, network(config), find_machine("cpu"), CLASSES)
+    config = tiny_config(teacher="t2t_vit_7_no_t2t")
+    with pytest.raises(UserError, match=r"t2t_vit_7_no_t2t comes without weights: .* Give them with --teacher-check"):
+        build_task(config, network(config), find_machine("cpu"), CLASSES)

@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.data import Mixup
 from timm.layers import to_2tuple
-from timm.models import resolve_model_input_args
+from timm.models import get_model_input_config, resolve_model_input_args
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from t2t_vit.errors import UserError
+from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint, read_checkpoint
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.machine import Machine
@@ -80,7 +81,7 @@ def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: S
     else:
         task = LogitDistillationTask(
             model,
-            _build_teacher(config, class_names).to(machine.device),
+            machine.first_first(lambda: _build_teacher(config, model, class_names)).to(machine.device),
             task_loss_weight=1 - config.distill_alpha,
             temperature=config.distill_temperature,
             **common,
@@ -98,14 +99,20 @@ def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: S
     return task
 
 
-def _build_teacher(config: TrainConfig, class_names: Sequence[str]) -> nn.Module:
+def _build_teacher(config: TrainConfig, student: nn.Module, class_names: Sequence[str]) -> nn.Module:
     assert config.teacher is not None
+    teacher: Any
     theirs = None
     if config.teacher_checkpoint:
         teacher, checkpoint = build_model(config.teacher_checkpoint, model=config.teacher)
         theirs = checkpoint.class_names
     else:
-        teacher = timm.create_model(config.teacher, pretrained=True)
+        try:
+            teacher = timm.create_model(resolve_any_name(config.teacher), pretrained=True)
+        except (RuntimeError, OSError) as error:  # there are none, or no network
+            raise UserError(
+                f"The teacher {config.teacher} comes without weights: {error}. Give them with --teacher-checkpoint."
+            ) from error
     advice = "give --teacher-checkpoint with weights that were trained on these classes."
     if teacher.num_classes != len(class_names):
         raise UserError(
@@ -114,6 +121,12 @@ def _build_teacher(config: TrainConfig, class_names: Sequence[str]) -> nn.Module
         )
     if theirs is not None and (different := other_classes(class_names, theirs)):
         raise UserError(f"The classes of the data are not those of the teacher {config.teacher}: {different}: {advice}")
+    takes, given = (get_model_input_config(network)["input_size"][1:] for network in (teacher, student))
+    if teacher.pretrained_cfg.get("fixed_input_size") and takes != given:
+        raise UserError(
+            f"The teacher {config.teacher} takes images of {takes[0]} x {takes[1]} pixels, the student of {given[0]} x "
+            f"{given[1]}: give --img-size {takes[0]} {takes[1]}, or another teacher."
+        )
     return teacher
 
 

@@ -120,7 +120,8 @@ def evaluate_command(config: EvalConfig) -> None:
     Raises:
         UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
     """
-    machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
+    half = config.amp or config.amp_dtype == "float16"
+    machine = find_machine(config.device, amp=half, amp_dtype=config.amp_dtype)
     display = Display(epochs=0, silent=not machine.is_first)
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
     model, checkpoint = machine.first_first(

@@ -31,7 +31,7 @@ from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
 from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
 from t2t_vit.training.report import RunSummary, write_report
-from t2t_vit.training.settings import refuse_other_run, refuse_wrong_settings
+from t2t_vit.training.settings import chosen, refuse_other_run, refuse_wrong_settings
 from t2t_vit.training.trackers import Trackers, open_trackers
 
 MAX_BAD_STEPS = 10
@@ -119,13 +119,15 @@ class Run:
     """One training run: what it needs, and how far it is. Every process of several has its own."""
 
     def __init__(self, config: TrainConfig) -> None:
-        name = resolve_any_name(config.model)
         refuse_wrong_settings(config)
+        name = resolve_any_name(config.model)
         self.config = config
         self.machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
         self.source = self.machine.first_first(
             lambda: open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
         )
+        if self.source.split["kind"] == "given" and "val_fraction" in chosen(config):
+            raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
         self.directory = RunDirectory(Path(config.run_directory))
         self.machine.ask_first(lambda: self.directory.prepare(resume=config.resume))
         self.display = Display(epochs=config.epochs, silent=not self.machine.is_first)

@@ -92,7 +92,8 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
 
     Args:
         device: a torch device, or "auto" for the GPU where there is one. Of several processes each takes its own GPU.
-        amp: half precision; None takes bfloat16 where the hardware multiplies it faster than float32.
+        amp: half precision; None takes it for float16, and bfloat16 where the hardware multiplies it faster than
+            float32.
         amp_dtype: "bfloat16" or "float16".
 
     Raises:
@@ -112,8 +113,7 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"Device {device!r} cannot be used: {str(error).splitlines()[0]} Try --device cpu.") from None
     if amp is None:
-        amp = _has_fast_bfloat16(found)
-        amp_dtype = "bfloat16"
+        amp = amp_dtype == "float16" or _has_fast_bfloat16(found)
     return Machine(found, getattr(torch, amp_dtype) if amp else None, rank, world_size)
 
 

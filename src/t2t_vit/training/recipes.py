@@ -166,6 +166,8 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, further in recipe.by_model.items():
         if f"{model}_".startswith(f"{name}_"):
             values |= further
+    if given.get("freeze_backbone") or given.get("layer_decay") is not None:
+        values.pop("backbone_lr_scale", None)  # they rule the rates of the backbone themselves
     batch_size = given.get("batch_size", values["batch_size"])
     if recipe.lr_batch_size is not None:
         values |= {rate: values[rate] * batch_size / recipe.lr_batch_size for rate in LEARNING_RATES if rate in values}
