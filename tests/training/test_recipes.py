@@ -78,11 +78,34 @@ def test_the_data_chooses_the_recipe():
         settings("pets", "--recipe", "imagnet")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "lr 0.0005 for 512 images a step"),
+        (["-b", "128"], "lr 0.000125 for 128 images a step (0.0005 for 512, scaled)"),
+        (["-b", "256", "--model", "T2T-ViT-7"], "lr 0.0005 for 256 images a step (0.001 for 512, scaled)"),
+        (["-b", "128", "--lr", "1e-4"], "lr 0.0001 for 128 images a step"),
+    ],
+)
+def test_a_scaled_learning_rate_is_said(words, expected, capsys):
+    assert main(["train", "folder", "--recipe", "imagenet", *words, "--show"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"# {expected}"
+
+
+def test_what_would_not_run_is_not_shown(capsys):
+    assert main(["train", "folder", "--hflip", "2", "--show"]) == 2
+    assert main(["train", "folder", "--model", "t2t_vit_13", "--show"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "--hflip must be from 0 to 1, got 2.0" in output.err
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_shown_and_its_output_read_again(name, capsys, tmp_path):
     words = ["train", "folder", "--recipe", name, "--output", "out"]
     assert main([*words, "--show"]) == 0
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown)["recipe"] == name
+    assert shown.startswith(f"# {name}: {RECIPES[name].about}\n# lr ")
     (tmp_path / "shown.yaml").write_text(shown.replace("show: true", "show: false"))
     assert settings("-c", str(tmp_path / "shown.yaml")) == settings(*words[1:])

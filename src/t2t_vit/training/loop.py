@@ -30,6 +30,7 @@ from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evalua
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
 from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
+from t2t_vit.training.recipes import RECIPES, scaling_in_words
 from t2t_vit.training.report import RunSummary, write_report
 from t2t_vit.training.settings import chosen, refuse_other_run, refuse_wrong_settings
 from t2t_vit.training.trackers import Trackers, open_trackers
@@ -95,9 +96,16 @@ class Progress:
 def train_command(config: TrainConfig) -> int | None:
     """`t2t-vit train` and `transfer`: trains, or shows what would run. Returns the exit code of an interrupted run."""
     if config.show:
+        refuse_wrong_settings(config)
+        about = RECIPES[config.recipe].about if config.recipe else "no recipe"
+        print(f"# {config.recipe}: {about}", f"# {_rate_in_words(config)}", sep="\n")
         print(yaml.safe_dump(plain(asdict(config)), sort_keys=False), end="")
         return None
     return train(config).interrupted
+
+
+def _rate_in_words(config: TrainConfig) -> str:
+    return f"lr {config.lr:.3g} for {config.batch_size} images a step{scaling_in_words(vars(config))}"
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -520,8 +528,7 @@ class Run:
         return (
             f"{self.about['model']}, {trained:,} trained parameters, {height} x {width} pixels, on {self.machine}\n"
             f"{how}"
-            f"recipe {self.config.recipe}, lr {self.config.lr:.3g} for {self.config.batch_size} images a step, "
-            f"run directory {self.directory.path}"
+            f"recipe {self.config.recipe}, {_rate_in_words(self.config)}, run directory {self.directory.path}"
         )
 
     def _warn_of_unreadable(self, batch: Batch) -> None:

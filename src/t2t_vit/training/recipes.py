@@ -175,3 +175,14 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
         values["warmup_epochs"] = min(values["warmup_epochs"], given["epochs"] // 2)
         values["cooldown_epochs"] = min(values.get("cooldown_epochs", 0), given["epochs"] // 4)
     return values
+
+
+def scaling_in_words(settings: Mapping[str, Any]) -> str:
+    """What the recipe's learning rate was scaled from, " (0.0005 for 512, scaled)"; empty where it was not."""
+    recipe = RECIPES.get(settings["recipe"] or "")
+    if recipe is None or recipe.lr_batch_size in (None, settings["batch_size"]):
+        return ""
+    if settings["lr"] != recipe_for(settings["recipe"], given=settings)["lr"]:
+        return ""
+    meant = settings["lr"] * recipe.lr_batch_size / settings["batch_size"]
+    return f" ({meant:.3g} for {recipe.lr_batch_size}, scaled)"
