@@ -70,6 +70,13 @@ def test_transfer_is_the_official_recipe():
     assert {name: getattr(config, name) for name in expected} == expected
 
 
+def test_the_help_shows_the_defaults_that_hold(capsys):
+    for command, shown in (("train", "(default: t2t_vit_7)"), ("transfer", "by timm's name (default: momentum)")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert shown in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_data_chooses_the_recipe():
     assert settings("digits").recipe == "digits"
     assert settings("digits").hflip == 0.0

@@ -155,17 +155,16 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for an unknown recipe or model.
     """
-    from t2t_vit.models.variants import resolve_any_name  # here, because it imports torch
-
     name = name or DATA_RECIPES.get(given.get("data", ""), "small")
     if name not in RECIPES:
         raise UserError(closest(name, RECIPES, "recipe"))
     recipe = RECIPES[name]
     values = {**recipe.values, "recipe": name}
-    model = resolve_any_name(given.get("model", values["model"])).partition(".")[0]
-    for name, further in recipe.by_model.items():
-        if f"{model}_".startswith(f"{name}_"):
-            values |= further
+    if recipe.by_model:
+        from t2t_vit.models.variants import resolve_any_name  # here, because it imports torch
+
+        model = resolve_any_name(given.get("model", values["model"])).partition(".")[0]
+        values |= next((more for name, more in recipe.by_model.items() if f"{model}_".startswith(f"{name}_")), {})
     if given.get("freeze_backbone") or given.get("layer_decay") is not None:
         values.pop("backbone_lr_scale", None)  # they rule the rates of the backbone themselves
     batch_size = given.get("batch_size", values["batch_size"])
