@@ -1,6 +1,8 @@
 import csv
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +160,27 @@ def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, 
     assert "1 validation images cannot be read and do not count: val/lying/0.png" in output
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_data_of_which_most_cannot_be_read_is_refused(part, tiny_config, tmp_path, picture_folder):
+    broken = tmp_path / "broken"
+    shutil.copytree(picture_folder, broken)
+    for path in (broken / part).glob("*/*[0-9].png"):
+        if path.parent.name == "lying" or path.name == "1.png":
+            path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"(54% .* training|62% .* validation) images of .* cannot be read: "):
+        train(tiny_config(data=str(broken)))
+
+
+@pytest.mark.parametrize("changes", [{"aa": "banana"}, {"log_to": ("wandb",)}])
+def test_what_is_not_there_is_told_before_anything_is_written(changes, tiny_config, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = tiny_config(**changes)
+    with pytest.raises(UserError, match=r"banana|wandb: not installed"):
+        train(config)
+    assert not list(Path(config.output).iterdir())
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -169,7 +192,6 @@ def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, 
         ({"data": "digit"}, "digits"),
         ({"output": "/dev/null/run"}, "The output folder /dev/null/run cannot be written"),
         ({"img_size": 2}, "smallest size is 3 x 3"),
-        ({"aa": "banana"}, "banana"),
         ({"mixup": 0.8, "batch_size": 3}, "--batch-size 3, of 24 images, is shared among 1: give a multiple of 2"),
     ],
 )

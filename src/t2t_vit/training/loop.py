@@ -33,7 +33,7 @@ from t2t_vit.training.machine import describe_environment, find_machine, one_of_
 from t2t_vit.training.recipes import RECIPES, scaling_in_words
 from t2t_vit.training.report import RunSummary, write_report
 from t2t_vit.training.settings import chosen, refuse_other_run, refuse_wrong_settings
-from t2t_vit.training.trackers import Trackers, open_trackers
+from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which a run stops: it does not recover from more by itself."""
@@ -138,6 +138,7 @@ class Run:
             raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
         self.directory = RunDirectory(Path(config.run_directory))
         self.machine.ask_first(lambda: self.directory.prepare(resume=config.resume))
+        import_packages(config.log_to or ())
         self.display = Display(epochs=config.epochs, silent=not self.machine.is_first)
         self.interruption = Interruption()
 
@@ -186,6 +187,7 @@ class Run:
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
+        train_loader, val_loader = self._loaders()
         if self.goes_on:
             self._restore()
         elif self.config.resume:
@@ -193,8 +195,7 @@ class Run:
         about = describe_environment(self.machine)
         self.machine.ask_first(lambda: self.directory.write_settings(self.config, about, self.source.split))
         self.display.say(self._describe())
-        self.display.say(self.machine.ask_first(lambda: str(preflight(self.source))))
-        train_loader, val_loader = self._loaders()
+        self.display.say(self.machine.ask_first(self._look_at_data))
         self.machine.ask_first(self._open_trackers)
         self._started_s = time.monotonic() - self.progress.elapsed_s
         try:
@@ -211,6 +212,11 @@ class Run:
         if self.progress.epoch == self.config.epochs:
             self._report(val_loader)
         return self._result()
+
+    def _look_at_data(self) -> str:
+        report = preflight(self.source)
+        report.refuse_unusable()
+        return str(report)
 
     def _train_epoch(self, loader: "DataLoader[Batch]") -> dict[str, float]:
         """What is left of an epoch, or until an interruption; returns how fast it went."""
