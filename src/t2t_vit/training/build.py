@@ -15,6 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.task import ClassificationTask, LogitDistillationTask
 from timm.task.task import TrainingTask
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from t2t_vit.errors import UserError
@@ -91,11 +92,13 @@ def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: S
     if config.compile:
         task.compile()
     if machine.world_size > 1:
-        # The only buffers are frozen tables, equal everywhere; the switch has another name since torch 2.15.
+        # Of this package's networks the only buffers are frozen tables, equal everywhere. Others may have batch norms,
+        # whose statistics are those of the first process. The switch has another name since torch 2.15.
+        has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
         known = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         gpu = [machine.device] if machine.device.type == "cuda" else None
-        task.prepare_distributed(device_ids=gpu, **{sync: False})
+        task.prepare_distributed(device_ids=gpu, **{sync: has_statistics})
     return task
 
 

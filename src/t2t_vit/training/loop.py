@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import yaml
-from timm.utils import dispatch_clip_grad
+from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -354,6 +354,8 @@ class Run:
         loss_sum, num_images = self._totals()
 
         def measure(model: nn.Module, label: str) -> Accuracy:
+            if self.machine.world_size > 1:
+                distribute_bn(model, self.machine.world_size)  # the first process's, which are saved
             return evaluate(model, val_loader, self.machine, self.display, label=label, stop=self._must_leave)
 
         found = measure(self.model, "validating")
