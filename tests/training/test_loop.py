@@ -1,5 +1,6 @@
 import csv
 import json
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from t2t_vit.errors import UserError
 from t2t_vit.training import machine
@@ -44,6 +47,38 @@ def test_a_run_leaves_what_it_promises(tiny_config):
     assert checkpoint["data_config"]["input_size"] == [3, 32, 32]
     assert result.best_top1 == max(row["ema_top1"] for row in rows)
     assert not list(run.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("policy", "fewest", "most"), [("3a", 10, 30), (None, 0, 0)])
+def test_three_augment_makes_a_third_of_the_images_grey(policy, fewest, most, tiny_config):
+    """The others are solarised or blurred."""
+    transform = Run(tiny_config(aa=policy))._loaders()[0].dataset.transform
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    orange = Image.new("RGB", (32, 32), (200, 100, 30))
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    images = [transform(orange) * std + mean for _ in range(60)]
+    assert fewest <= sum(((image.amax(0) - image.amin(0)) < 0.01).all().item() for image in images) <= most
+
+
+def test_a_compiled_network_learns_and_is_saved_as_any_other(tiny_config, tmp_path, monkeypatch):
+    """With the backend that runs the traced graph as it is: what is tested is the loop around it."""
+    compiled, compile_ = [], torch.compile
+
+    def compile_eagerly(module, backend, **options):
+        compiled.append(module)
+        return compile_(module, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    settings = {"model": "t2t_vit_7_no_t2t", "epochs": 1, "drop_path": 0.0, "opt": "momentum", "lr": 0.01}
+    plain = weights_of(train(tiny_config(**settings, output=str(tmp_path / "plain"))).output / "last.pt")
+    assert not compiled
+    weights = weights_of(train(tiny_config(**settings, compile=True)).output / "last.pt")
+    assert compiled
+    assert weights.keys() == plain.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(value, plain[key], rtol=1e-4, atol=1e-6)
 
 
 def test_training_learns(tiny_config):
