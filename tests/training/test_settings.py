@@ -9,7 +9,7 @@ from t2t_vit.training.recipes import RECIPES
 from t2t_vit.training.settings import refuse_wrong_settings
 
 WRONG = {
-    "--epochs 0 --lr -1": r"--epochs must be at least 1, got 0; --lr must be positive, got -1.0",
+    "--epochs 0 --lr -1": r"^--epochs must be at least 1, got 0; --lr must be positive, got -1.0",
     "--epochs 2 --warmup-epochs 5": "--warmup-epochs must be from 0 to 1, got 5",
     "--epochs 2 --warmup-epochs 0 --cooldown-epochs 2": "--cooldown-epochs must be from 0 to 1, got 2",
     "--lr 1e-6": "--min-lr must be from 0 to --lr 1e-06, got 1e-05",

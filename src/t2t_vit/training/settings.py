@@ -48,7 +48,8 @@ def refuse_wrong_settings(config: TrainConfig) -> None:
 
 def _rules(config: TrainConfig) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     """Settings, what they must be, and whether a value is that. None leaves a setting open and is always right."""
-    last_epoch = config.epochs - 1
+    last_epoch = max(config.epochs - 1, 0)
+    most_cooldown = max(last_epoch - config.warmup_epochs, 0)
     up_to_lr = f"from 0 to --lr {config.lr:g}"
     last_warmup_lr = config.lr if config.warmup_epochs else math.inf
     at_least_0, at_least_1 = ("at least 0", lambda value: value >= 0), ("at least 1", lambda value: value >= 1)
@@ -70,10 +71,7 @@ def _rules(config: TrainConfig) -> Iterator[tuple[str, str, Callable[[Any], bool
         "min_lr": (up_to_lr, lambda value: 0 <= value <= config.lr),
         "warmup_lr": (up_to_lr, lambda value: 0 <= value <= last_warmup_lr),
         "warmup_epochs": (f"from 0 to {last_epoch}", lambda value: 0 <= value <= last_epoch),
-        "cooldown_epochs": (
-            f"from 0 to {last_epoch - config.warmup_epochs}",
-            lambda value: 0 <= value <= last_epoch - config.warmup_epochs,
-        ),
+        "cooldown_epochs": (f"from 0 to {most_cooldown}", lambda value: 0 <= value <= most_cooldown),
     }.items():
         for name in names.split():
             yield name, *rule
@@ -140,8 +138,8 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in pairs.items() if old != new]
     if changed:
         raise UserError(
-            f"The run cannot go on under other settings: {'; '.join(changed)}. "
-            "Leave them as they were, or start another run with another --output."
+            f"The run cannot go on under other settings: {'; '.join(changed)}. Leave them as they were "
+            "(--amp and --no-amp set the precision), or start another run with another --output."
         )
 
 
