@@ -137,6 +137,8 @@ def test_help_imports_nothing_large():
         "import pkgutil, sys; from t2t_vit import cli; import t2t_vit.options\n"
         "cli.main([])\n"
         "for command in cli.COMMANDS.values(): pkgutil.resolve_name(command.config)\n"
+        "try: cli.main(['transfer', '--help'])\n"
+        "except SystemExit: pass\n"
         "print(*sorted({'torch', 'timm', 'numpy', 'PIL', 'rich', 'matplotlib'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

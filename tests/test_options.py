@@ -88,6 +88,7 @@ def test_numbers_of_a_flag_end_where_the_arguments_begin(words: str):
     [
         ("", "Missing DATA: where the images are. See t2t-vit train --help."),
         ("digits more", "Unexpected 'more'. See t2t-vit train --help."),
+        ("digits --amp more", "--amp takes no value, got 'more'; it means: half precision."),
         ("digits --img-size 1 2 3", "Unexpected '3'. See t2t-vit train --help."),
         ("digits --batch-size 3.5", "--batch-size: expected a whole number, got '3.5'."),
         ("digits --lr fast", "--lr: expected a number, got 'fast'."),
@@ -212,7 +213,7 @@ def test_many_arguments_and_a_required_flag():
     config = parse(Predict, ["a.png", "--checkpoint", "best.pt", "b.png"], prog="p")
     assert config == Predict(images=("a.png", "b.png"), checkpoint="best.pt")
     with pytest.raises(
-        UserError, match=r"^Missing IMAGE: image files\. See p --help\. Missing --checkpoint: weights\."
+        UserError, match=r"^Missing IMAGE: image files\. Missing --checkpoint: weights\. See p --help\.$"
     ):
         parse(Predict, [], prog="p")
 

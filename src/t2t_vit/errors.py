@@ -20,3 +20,9 @@ def closest(name: str, known: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}."
     return f"Unknown {what} {name!r}. {advice}"
+
+
+def some(words: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    shown = list(words)
+    return separator.join(shown[:limit]) + (f" and {len(shown) - limit} more" if len(shown) > limit else "")

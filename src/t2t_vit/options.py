@@ -77,7 +77,7 @@ def parse(
     Args:
         cls: a keyword-only dataclass of `option` and `argument` fields; its docstring opens the help. Its class method
             `defaults_for(given: dict[str, Any]) -> dict[str, Any]`, if any, gets what the user set and returns values
-            for other fields.
+            for other fields; of nothing, those that the help shows.
         argv: the words after the command.
         prog: the command, as the help shows it.
         epilog: the last lines of the help.
@@ -91,24 +91,41 @@ def parse(
     parser = _build_parser(settings.values(), prog=prog)
     namespace, others = parser.parse_known_args(argv)
     words = vars(namespace)
+    fill: Callable[[dict[str, Any]], dict[str, Any]] = getattr(cls, "defaults_for", lambda given: {})
     if words.pop("help", False):
-        _add_text(parser, settings.values(), description=inspect.cleandoc(cls.__doc__ or ""), epilog=epilog)
+        usual = fill({})
+        shown = [dataclasses.replace(s, default=usual.get(s.name, s.default)) for s in settings.values()]
+        parser = _build_parser(shown, prog=prog)
+        _add_text(parser, shown, description=inspect.cleandoc(cls.__doc__ or ""), epilog=epilog)
         print(parser.format_help(), end="", flush=True)
         raise SystemExit(0)
     _refuse([_unknown_flag(word, settings.values(), prog, advise) for word in others if word.startswith("-")])
     path = words.pop("config", None)
-    _give_places(words, others, settings.values(), prog)
+    leftover = _give_places(words, others, settings.values())
+    _refuse([_unexpected(leftover, argv, settings.values(), prog)] if leftover else [])
     problems: list[str] = []
     given = _read_yaml(path, settings, problems) if path else {}
     for name, word in words.items():
         settings[name].read_into(given, word, settings[name].spelling, problems)
     _refuse(problems)
 
-    defaults: dict[str, Any] = getattr(cls, "defaults_for", lambda given: {})(given)
-    values = defaults | given
+    values = fill(given) | given
     missing = [setting for setting in settings.values() if setting.required and setting.name not in values]
-    _refuse([f"Missing {setting.spelling}: {setting.help}. See {prog} --help." for setting in missing])
+    sentences = [f"Missing {setting.spelling}: {setting.help}." for setting in missing]
+    _refuse([*sentences, f"See {prog} --help."] if sentences else [])
     return cls(**values)
+
+
+def read_settings(cls: type, path: Path) -> dict[str, Any]:
+    """The typed values of a YAML file of settings, such as a run's own.
+
+    Raises:
+        UserError: the file cannot be read, or holds what is no setting or no value of it; all in one message.
+    """
+    problems: list[str] = []
+    values = _read_yaml(str(path), _settings_of(cls), problems)
+    _refuse(problems)
+    return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,8 +253,8 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _give_places(words: dict[str, Any], others: Sequence[str], settings: Iterable[_Setting], prog: str) -> None:
-    """Hands the words that follow no flag to the arguments, in their order.
+def _give_places(words: dict[str, Any], others: Sequence[str], settings: Iterable[_Setting]) -> list[str]:
+    """Hands the words that follow no flag to the arguments, in their order; returns those that are too many.
 
     argparse gives a flag that takes several words all that follow it. Of `--img-size 64 digits` this returns `digits`
     to the arguments, since it is no number.
@@ -257,7 +274,16 @@ def _give_places(words: dict[str, Any], others: Sequence[str], settings: Iterabl
             count = int(min(setting.max_words, len(places)))
             words[setting.name] = places[:count] if setting.max_words > 1 else places[0]
             places = places[count:]
-    _refuse([f"Unexpected {' '.join(places)!r}. See {prog} --help."] if places else [])
+    return places
+
+
+def _unexpected(words: Sequence[str], argv: Sequence[str], settings: Iterable[_Setting], prog: str) -> str:
+    """The sentence for words that have no place; they may be meant for a flag that takes none."""
+    before = argv[argv.index(words[0]) - 1]
+    for setting in settings:
+        if setting.spelling == before and _kind(setting.hint) is bool:
+            return f"{before} takes no value, got {words[0]!r}; it means: {setting.help}."
+    return f"Unexpected {' '.join(words)!r}. See {prog} --help."
 
 
 def _read_yaml(path: str, settings: Mapping[str, _Setting], problems: list[str]) -> dict[str, Any]:

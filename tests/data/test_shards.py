@@ -61,6 +61,7 @@ def test_shards_of_two_parts(tmp_path, grey, train, val):
 @pytest.mark.parametrize("name", ["{:04d}.tar", "train-{:04d}.tar"])
 def test_shards_of_one_part_are_split(tmp_path, name):
     write_data_set(tmp_path, [name.format(i) for i in range(5)])
+    write_shard(tmp_path / "test-0.tar", a__jpg=99, a__cls=b"2")
     source = open_source(f"wds/{tmp_path}")
     assert (len(source.train), len(source.val), source.split["kind"]) == (8, 2, "stratified")
     assert open_evaluation(f"wds/{tmp_path}", trained_split=source.split).images.names == source.val.names
@@ -79,6 +80,11 @@ def test_validation_shards_alone_are_nothing_to_train_on(tmp_path, refusal):
     write_data_set(tmp_path, ["val-0.tar"])
     assert "has images to validate on but none to train on" in refusal(f"wds/{tmp_path}")
     assert len(open_evaluation(f"wds/{tmp_path}").images) == 2
+
+
+def test_shards_that_do_not_tell_their_part_are_not_trained_on_beside_those_that_do(tmp_path, refusal):
+    write_data_set(tmp_path, ["train-0.tar", "train-1.tar", "0.tar"])
+    assert "say nothing of their part: 0.tar. Name them train, val or test" in refusal(f"wds/{tmp_path}")
 
 
 def test_labels_are_numbers_beside_the_images(tmp_path, refusal):

@@ -152,3 +152,16 @@ def test_without_data_the_costs_are_listed(capsys):
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert {"t2t_vit_7", "resnet18"} <= set(names)
     assert "t2t_vit_14" not in names
+
+
+def test_the_folder_of_a_data_set_reaches_training_and_predictions(data, trained, tmp_path, monkeypatch):
+    seen, open_evaluation = [], module.open_evaluation
+
+    def spy(data, *, data_dir, trained_split):
+        seen.append(data_dir)
+        return open_evaluation(data, trained_split=trained_split)
+
+    monkeypatch.setattr(module, "open_evaluation", spy)
+    output = str(tmp_path / "out")
+    compare(CompareConfig(data=data, data_dir="archives", models=MODELS[:1], img_size=32, output=output, workers=0))
+    assert [config.data_dir for config in trained] == seen == ["archives"]

@@ -264,13 +264,13 @@ def test_strict_refuses_every_change() -> None:
 def test_report_in_words() -> None:
     checkpoint = bare(make(), used_ema=True)
     loaded = len(checkpoint.state_dict) - 2
-    checkpoint.state_dict.update({f"aux_head.{i}": torch.ones(1) for i in range(5)})
+    checkpoint.state_dict.update({f"aux_head.{i}": torch.ones(1) for i in range(7)})
     report = load_checkpoint(make(num_classes=3, img_size=96), checkpoint)
     assert str(report).splitlines() == [
         f"Loaded {loaded} tensors of the bare state dict weights.pth (moving average of the weights)",
         "  changed: head: rebuilt for 3 classes, the file has 5",
         "  changed: positions: resampled from 4 x 4 to 6 x 6 tokens",
-        "  left out: aux_head.0, aux_head.1, aux_head.2 and 2 more",
+        "  left out: aux_head.0, aux_head.1, aux_head.2, aux_head.3, aux_head.4 and 2 more",
     ]
 
 

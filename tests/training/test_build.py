@@ -6,12 +6,16 @@ import torch
 
 from t2t_vit.errors import UserError
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
+from t2t_vit.training.checkpoints import model_section
 from t2t_vit.training.loop import train
 from t2t_vit.training.machine import find_machine
+from t2t_vit.training.recipes import RECIPES
+
+CLASSES = ("lying", "upright")
 
 
 def network(config):
-    return build_network(config, config.model, num_classes=2)[0]
+    return build_network(config, config.model, class_names=CLASSES)[0]
 
 
 def groups_of(optimizer):
@@ -30,13 +34,19 @@ def test_every_trained_tensor_is_in_exactly_one_group(changes, tiny_config):
 
 
 def test_transfer_groups_are_the_head_and_the_rest(tiny_config):
-    config = tiny_config(opt="sgd", momentum=0.9, lr=0.05, backbone_lr_scale=0.01, weight_decay=5e-4)
+    recipe = {name: RECIPES["transfer"].values[name] for name in ("opt", "momentum", "lr", "min_lr", "weight_decay")}
+    config = tiny_config(**recipe, backbone_lr_scale=0.01)
     model = network(config)
-    head, rest = build_optimizer(config, model).param_groups
+    optimizer = build_optimizer(config, model)
+    schedule = build_schedule(config, optimizer, updates_per_epoch=4)
+    head, rest = optimizer.param_groups
     assert {id(parameter) for parameter in head["params"]} == {id(model.head.weight), id(model.head.bias)}
     assert id(model.cls_token) in {id(parameter) for parameter in rest["params"]}
     assert (head["lr"], rest["lr"]) == (0.05, pytest.approx(5e-4))
     assert (head["weight_decay"], rest["weight_decay"], head["momentum"]) == (5e-4, 5e-4, 0.9)
+    assert not head["nesterov"]
+    schedule.step_update(8)
+    assert (head["lr"], rest["lr"]) == (2e-4, pytest.approx(2e-6))
 
 
 def test_weight_decay_spares_biases_norms_and_the_class_token(tiny_config):
@@ -111,7 +121,39 @@ def test_a_teacher_of_other_classes_is_refused(tiny_config, tmp_path):
     torch.save(timm.create_model("t2t_vit_7", img_size=32, num_classes=5).state_dict(), tmp_path / "teacher.pth")
     config = tiny_config(teacher="t2t_vit_7", teacher_checkpoint=str(tmp_path / "teacher.pth"))
     with pytest.raises(UserError, match=r"teacher t2t_vit_7 tells 5 classes apart, the data has 2"):
-        build_task(config, network(config), find_machine("cpu"))
+        build_task(config, network(config), find_machine("cpu"), CLASSES)
+
+
+def write_ours(path, class_names, **model_args):
+    """A checkpoint of our format."""
+    model_args = {"num_classes": len(class_names), "img_size": [32, 32], **model_args}
+    model = timm.create_model("t2t_vit_7", **model_args)
+    section = model_section("t2t_vit_7", model_args, class_names=class_names, data_config={})
+    torch.save({**section, "state_dict": model.state_dict()}, path)
+    return model
+
+
+def test_a_teacher_whose_classes_have_other_names_is_refused(tiny_config, tmp_path):
+    config = tiny_config(teacher="t2t_vit_7", teacher_checkpoint=str(tmp_path / "teacher.pt"))
+    write_ours(tmp_path / "teacher.pt", ("flat", "upright"))
+    with pytest.raises(
+        UserError, match=r"not those of the teacher t2t_vit_7: 'lying' for 'flat': give --teacher-check"
+    ):
+        build_task(config, network(config), find_machine("cpu"), CLASSES)
+    write_ours(tmp_path / "teacher.pt", CLASSES)
+    build_task(config, network(config), find_machine("cpu"), CLASSES)
+
+
+def test_a_head_starts_anew_where_the_classes_have_other_names(tiny_config, tmp_path):
+    config = tiny_config(checkpoint=str(tmp_path / "start.pt"))
+    start = write_ours(tmp_path / "start.pt", ("flat", "upright"))
+    model, _, report = build_network(config, config.model, class_names=CLASSES)
+    assert not torch.equal(model.head.weight, start.head.weight)
+    assert torch.equal(model.norm.weight, start.norm.weight)
+    assert report.changed == ["head: rebuilt, since the file's classes have other names: 'lying' for 'flat'"]
+    assert report.loaded == len(start.state_dict()) - 2
+    start = write_ours(tmp_path / "start.pt", CLASSES)
+    assert torch.equal(network(config).head.weight, start.head.weight)
 
 
 def test_accumulation_changes_nothing_but_rounding(tiny_config, tmp_path):
@@ -146,16 +188,12 @@ def test_mixup_only_where_it_is_wanted(tiny_config):
     assert build_mixup(tiny_config(mixup=0.8), num_classes=2) is not None
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"teacher_checkpoint": "x"}, "--teacher-checkpoint has no effect without --teacher"),
-        ({"mixup_off_epoch": 3}, "--mixup-off-epoch has nothing to end"),
-        ({"freeze_backbone": True, "backbone_lr_scale": 0.1}, "--backbone-lr-scale has no effect"),
-        ({"layer_decay": 0.5, "backbone_lr_scale": 0.1}, "exclude each other"),
-        ({"cooldown_epochs": 2}, "--cooldown-epochs must be from 0 to 1, got 2"),
-    ],
-)
-def test_settings_without_effect_are_refused(changes, message, tiny_config):
-    with pytest.raises(UserError, match=message):
-        train(tiny_config(**changes))
+def test_a_teacher_of_another_image_size_or_without_weights_is_refused(tiny_config, tmp_path):
+    write_ours(tmp_path / "teacher.pt", CLASSES, img_size=[48, 32])
+    config = tiny_config(teacher="t2t_vit_7", teacher_checkpoint=str(tmp_path / "teacher.pt"))
+    expected = "takes images of 48 x 32 pixels, the student of 32 x 32: give --img-size 48 32, or another teacher"
+    with pytest.raises(UserError, match=expected):
+        build_task(config, network(config), find_machine("cpu"), CLASSES)
+    config = tiny_config(teacher="t2t_vit_7_no_t2t")
+    with pytest.raises(UserError, match=r"t2t_vit_7_no_t2t comes without weights: .* Give them with --teacher-check"):
+        build_task(config, network(config), find_machine("cpu"), CLASSES)

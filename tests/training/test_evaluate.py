@@ -77,4 +77,5 @@ def test_every_image_counts_once_and_the_mode_is_restored(trained, picture_folde
 
 def test_float16_is_taken_when_asked():
     assert find_machine("cpu", amp=True, amp_dtype="float16").amp_dtype == torch.float16
+    assert find_machine("cpu", amp_dtype="float16").amp_dtype == torch.float16
     assert find_machine("cpu", amp=False).amp_dtype is None

@@ -153,6 +153,16 @@ def two(broken_folder, picture_folder, work):
 
         return make
 
+    def batch_norm(rank):
+        config = config_of(picture_folder, work / "batch-norm", model="test_resnet", epochs=1)
+        run = Run(config)
+        run.train()
+        return [value.double().sum().item() for name, value in run.model.named_buffers() if "running" in name]
+
+    def measured(rank):
+        words = [str(picture_folder), "--checkpoint", str(work / "whole" / "best.pt"), "--device", "cpu", "-j", "0"]
+        return main(["eval", *words])
+
     jobs = {
         "curve": curve,
         "evaluations": lambda rank: evaluate_some(picture_folder),
@@ -162,6 +172,8 @@ def two(broken_folder, picture_folder, work):
             train(config_of(picture_folder, work / "stopped", **EVERYTHING, resume=True, workers=1)).interrupted
         ),
         "full disk": full_disk,
+        "eval": measured,
+        "batch norm": batch_norm,
     }
     found, said = in_two_processes(work / "two", jobs | {name: mistake(words) for name, words in MISTAKES.items()})
     return {"found": found, "said": said}
@@ -197,6 +209,20 @@ def test_only_the_first_process_writes_and_prints(two, work):
     assert {name: text for name, text in second.items() if text} == {}
     assert (work / "curve-0" / "last.pt").exists()
     assert not (work / "curve-1").exists()
+
+
+def test_eval_by_two_processes_is_told_once(two, picture_folder, work, capsys):
+    assert [found["eval"] for found in two["found"]] == [0, 0]
+    main(["eval", str(picture_folder), "--checkpoint", str(work / "whole" / "best.pt"), "--device", "cpu", "-j", "0"])
+    assert two["said"][0]["eval"].replace("2 x cpu", "cpu") == capsys.readouterr().out
+
+
+def test_all_processes_have_the_batch_norm_statistics_that_are_saved(two, work):
+    first, second = (found["batch norm"] for found in two["found"])
+    assert first
+    assert second == first
+    saved = read_training_state(work / "batch-norm" / "last.pt")["state_dict"]
+    assert first == [value.double().sum().item() for name, value in saved.items() if "running" in name]
 
 
 def test_a_signal_to_one_process_makes_all_save_and_leave_and_nothing_is_lost(two, work):

@@ -1,15 +1,20 @@
 """A run that was stopped and continued ends with the very weights of one that never was."""
 
 import os
+import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
 from t2t_vit.training import loop
 from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
+from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.loop import Run, train
 
 EVERYTHING = {
@@ -106,6 +111,19 @@ def test_killed_between_the_checkpoint_and_what_follows_from_it(tiny_config, tmp
     assert (resumed.output / "metrics.jsonl").read_text().count("\n") == 2
 
 
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tiny_config, tmp_path, monkeypatch):
+    start = tmp_path / "start.pt"
+    torch.save(timm.create_model("t2t_vit_7", img_size=32, num_classes=2).state_dict(), start)
+    settings = {"checkpoint": str(start)}
+    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        kill_after_step(patch, 4)
+        with pytest.raises(Killed):
+            train(tiny_config(**settings))
+    start.unlink()
+    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["step", "validation"])
 def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkeypatch, capsys):
@@ -129,6 +147,28 @@ def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkey
     assert signal.getsignal(number) is before
     assert read_training_state(stopped.output / "last.pt")["progress"]["batch"] == (2 if moment == "step" else 3)
     assert_equal_runs(whole, train(tiny_config(resume=True)))
+
+
+def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_path, monkeypatch):
+    """8 images to validate on, 2 at a time: the signal comes with the first, when the epoch's steps are saved."""
+    settings = {"batch_size": 2, "epochs": 1}
+    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    last = Path(tiny_config().output) / "last.pt"
+    original, seen = DrawnImages._sample, []
+
+    def send(self, draw):
+        if self.images.names[draw.image_index].startswith("val/"):
+            if not seen:
+                assert read_training_state(last)["progress"]["batch"] == 12
+                os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(draw)
+        return original(self, draw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DrawnImages, "_sample", send)
+        assert train(tiny_config(**settings)).interrupted == 143
+    assert len(seen) == 2
+    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
 
 
 def test_a_second_ctrl_c_leaves_at_once(tiny_config, monkeypatch):
@@ -155,7 +195,7 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
 
     def fill_the_disk(contents, file):
         calls[0] += 1
-        if calls[0] == 2:
+        if calls[0] == 4:  # after the steps of an epoch, and after its evaluation
             file.write(b"half a checkpoint")
             raise OSError(28, "No space left on device")
         save(contents, file)
@@ -163,13 +203,61 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
     monkeypatch.setattr(torch, "save", fill_the_disk)
     result = train(tiny_config(epochs=3))
     output = capsys.readouterr().out
-    assert "last.pt could not be written: [Errno 28] No space left on device. The checkpoint before it stands" in output
+    assert "last.pt could not be written: No space left on device. What was there before stands." in output
     assert len(result.metrics) == 3
     assert not list(result.output.glob("*.tmp"))
-    calls[0] = 1
+    calls[0] = 3
     with pytest.raises(UserError, match="No space left"):
         write_checkpoint(result.output / "last.pt", {})
     assert read_training_state(result.output / "last.pt")["progress"]["epoch"] == 3
+
+
+def test_the_best_epoch_is_the_best_of_those_that_were_saved(tiny_config, monkeypatch):
+    """The second of three epochs is the best, and its weights are lost; its metrics are not."""
+    top1 = iter([50.0, 90.0, 60.0])
+    evaluate = loop.evaluate
+
+    def write(path, contents):
+        if len(contents["progress"]["metrics"]) == 2:
+            raise UserError("no room")
+        write_checkpoint(path, contents)
+
+    monkeypatch.setattr(loop, "evaluate", lambda *args, **kwargs: replace(evaluate(*args), top1_percent=next(top1)))
+    monkeypatch.setattr(loop, "write_checkpoint", write)
+    result = train(tiny_config(epochs=3, model_ema=False))
+    assert result.best_top1 == 60.0
+    assert read_training_state(result.output / "best.pt")["epoch"] == 2
+    assert read_training_state(result.output / "last.pt")["progress"]["unsaved"] == [1]
+    assert (result.output / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_metrics_are_written_though_the_checkpoint_is_not(tiny_config, monkeypatch):
+    monkeypatch.setattr(loop, "write_checkpoint", lambda *args: (_ for _ in ()).throw(UserError("no room")))
+    config = tiny_config(epochs=1)
+    with pytest.raises(UserError, match="no room"):
+        train(config)
+    assert Path(config.output, "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_a_disk_that_takes_no_more_is_named_as_the_cause(tmp_path):
+    """torch's own message speaks of a place in its code."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(UserError) as refusal:
+            write_checkpoint(tmp_path / "last.pt", {"weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(refusal.value) == f"{tmp_path / 'last.pt'} could not be written: File too large."
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_a_table_that_cannot_be_written_is_a_mistake_of_the_users(name, tiny_config):
+    config = tiny_config(epochs=1)
+    (Path(config.output) / f"{name}.tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{name} could not be written: Is a directory"):
+        train(config)
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_fails(tiny_config, monkeypatch):
@@ -184,6 +272,25 @@ def test_a_damaged_checkpoint_is_told(tiny_config):
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"last.pt is damaged and cannot be continued from"):
         train(tiny_config(epochs=1, resume=True))
+    torch.save({"state_dict": {}}, last)
+    with pytest.raises(UserError, match=r"last.pt is no checkpoint that a run left"):
+        train(tiny_config(epochs=1, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epochs: [3", "config.yaml is no YAML file"),
+        ("old_setting: 3\nepochs: many", "Unknown key of .*config.yaml: 'old_setting'.*expected a whole number"),
+        ("- epochs", "must hold lines such as"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_told(content, message, tiny_config):
+    config = tiny_config()
+    Path(config.output).mkdir()
+    Path(config.output, "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        TrainConfig.defaults_for({"data": config.data, "output": config.output, "resume": True})
 
 
 def poison(monkeypatch, bad_steps):

@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from t2t_vit.data.images import ImageSet, Part, Parts, read_image
 from t2t_vit.data.tars import TarTree
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 
 VAL_FOLDERS = ("val", "validation")
 # Folders that stand for a part of the data, not for a class of it.
@@ -153,9 +153,3 @@ def _list_class_folders(tree: Tree, folder: str) -> tuple[str, ...]:
     if len(class_names) == 1:
         raise UserError(f"{expected}; it has only {class_names[0]!r}. Are the classes inside that?")
     return class_names
-
-
-def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
-    shown = list(names)
-    return ", ".join(shown[:limit]) + (f" and {len(shown) - limit} more" if len(shown) > limit else "")

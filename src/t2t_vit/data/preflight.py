@@ -17,11 +17,10 @@ from torch import Tensor
 
 from t2t_vit.data.agreement import Agreement, check_agreement, tiny_copy
 from t2t_vit.data.config import DataConfig
-from t2t_vit.data.folders import some
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, evaluation_batches, make_loader
 from t2t_vit.data.sources import Source, open_source
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 
 # Of more classes, so many stand for all when labels are compared; the images are shared among them.
 MAX_CLASSES = 20
@@ -29,6 +28,7 @@ NUM_TRAIN, NUM_VAL = 1280, 640
 NUM_SPREAD = 200  # images over the whole of each part
 NUM_THREADS = 8
 LIMIT_S = 20.0
+MAX_UNREADABLE = 0.5  # of the sample of a part: with more, what is left is hardly the data that was meant
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Preflight:
         val_counts: validation images of each class.
         num_sampled: images that were decoded, or could not be.
         unreadable: a sentence for each of them that could not.
+        shares_unreadable: how large a share of the sample they are, in training and in validation.
         mean_size: mean height and width of the others in pixels.
         agreement: whether the labels of both parts agree; None where there are too few images.
     """
@@ -50,6 +51,7 @@ class Preflight:
     val_counts: tuple[int, ...]
     num_sampled: int
     unreadable: tuple[str, ...]
+    shares_unreadable: tuple[float, float]
     mean_size: tuple[float, float]
     agreement: Agreement | None
 
@@ -77,6 +79,19 @@ class Preflight:
                 f"The labels of the validation images look permuted: validation images of {some(pairs)} in training."
             )
         return sentences
+
+    def refuse_unusable(self) -> None:
+        """Refuses to train where most of the images cannot be read.
+
+        Raises:
+            UserError: it is so in the training or in the validation part.
+        """
+        for part, share in zip(("training", "validation"), self.shares_unreadable, strict=True):
+            if share > MAX_UNREADABLE:
+                raise UserError(
+                    f"{share:.0%} of the sampled {part} images of {self.name} cannot be read: {some(self.unreadable)}. "
+                    f"`t2t-vit data {shlex.quote(self.name)} --verify` finds them all."
+                )
 
     def __str__(self) -> str:
         height, width = self.mean_size
@@ -158,9 +173,15 @@ def preflight(source: Source) -> Preflight:
         tuple(val_counts.tolist()),
         len(readable) + len(unreadable),
         tuple(unreadable),
+        (_share_unreadable(sample, source.train), _share_unreadable(sample, source.val)),
         tuple(np.mean([look.size for look in readable], axis=0).tolist()),
         check_agreement(*sides),
     )
+
+
+def _share_unreadable(sample: Sequence["_Look"], part: ImageSet) -> float:
+    tried = [look for look in sample if look.part is part and (look.error or look.copy is not None)]
+    return sum(look.error is not None for look in tried) / max(len(tried), 1)
 
 
 def data_command(config: DataConfig) -> int:

@@ -13,17 +13,20 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from t2t_vit.data.folders import VAL_FOLDERS
 from t2t_vit.data.images import ImageSet, Part, Parts
 from t2t_vit.data.tars import index_tar, read_extent, tar_images
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 
 
 def shard_parts(folder: str) -> Parts:
-    """The shards with the word train in their path, and those with val or validation; without these, all to be split.
+    """The shards with the word train in their path, and those with val or validation; without these, one whole.
+
+    The whole is the shards for training, or all where no name says what it is for. Those with the word test are left
+    out of either.
 
     Args:
         folder: holds .tar files, itself or in its folders.
 
     Raises:
-        UserError: it holds none.
+        UserError: it holds none, or beside those for training some that say nothing.
     """
     root = Path(folder).expanduser()
     shards = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
@@ -32,12 +35,18 @@ def shard_parts(folder: str) -> Parts:
     words = {shard: set(re.split("[^a-z]+", shard.lower())) for shard in shards}
     train = [shard for shard in shards if "train" in words[shard]]
     val = [shard for shard in shards if words[shard] & set(VAL_FOLDERS)]
+    others = [shard for shard in shards if not words[shard] & {"train", "test", *VAL_FOLDERS}]
+    if train and others:
+        raise UserError(
+            f"Some shards of {root} have the word train in their path, but these say nothing of their part: "
+            f"{some(others)}. Name them train, val or test, or move them away."
+        )
 
     def part(kind: str, of_it: list[str]) -> Part | None:
         return Part(f"{kind} shards of {root}", partial(_read, root, of_it)) if of_it else None
 
     if not val:
-        return Parts(str(root), whole=part("the", shards))
+        return Parts(str(root), whole=part("training", train) or part("the", others or shards))
     return Parts(str(root), part("training", train), part("validation", val))
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from t2t_vit.data.cifar import CIFARS, cifar_parts
-from t2t_vit.data.folders import find_parts, some
+from t2t_vit.data.folders import find_parts
 from t2t_vit.data.huggingface import hugging_face_parts
 from t2t_vit.data.images import ImageSet, Part, Parts, UnreadableImage, array_images, read_image
 from t2t_vit.data.shards import shard_parts
-from t2t_vit.errors import UserError, closest
+from t2t_vit.errors import UserError, closest, some
 
 DIGITS = "digits"
 STREAMS = ("tfds", "hfids")  # what timm has no random access to

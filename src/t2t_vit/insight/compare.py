@@ -125,7 +125,8 @@ def _draw(results: dict[str, TrainResult], best: str, config: CompareConfig, pat
 def _predictions(checkpoint_path: Path, config: CompareConfig) -> tuple[ImageSet, Sequence[str], dict[int, int]]:
     """The validation images, the class names, and the class given to each image that can be read."""
     model, checkpoint = build_model(checkpoint_path)
-    evaluation = open_evaluation(str(config.data), trained_split=checkpoint.extra.get("split"))
+    trained_split = checkpoint.extra.get("split")
+    evaluation = open_evaluation(str(config.data), data_dir=config.data_dir, trained_split=trained_split)
     machine = find_machine(config.device)
     assert checkpoint.data_config is not None
     loader = evaluation_loader(

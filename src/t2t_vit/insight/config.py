@@ -23,6 +23,9 @@ class CompareConfig:
     """Train models side by side on the same data with the same settings; without DATA, list what they cost."""
 
     data: str | None = argument("what to train on, as for train", default=None)
+    data_dir: str | None = option(
+        None, "folder of cifar10 and cifar100, by default data; cache of hfds/NAME", metavar="DIR"
+    )
     models: tuple[str, ...] = option(
         ("t2t_vit_7", "t2t_vit_7_no_t2t"), "the models: names of this package or of timm", metavar="MODEL"
     )

@@ -1,36 +1,41 @@
 """What a run is made of, by its settings: network, task, optimiser, schedule, mixup. All but the choices is timm's."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
 from timm.data import Mixup
 from timm.layers import to_2tuple
-from timm.models import resolve_model_input_args
+from timm.models import get_model_input_config, resolve_model_input_args
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.task import ClassificationTask, LogitDistillationTask
 from timm.task.task import TrainingTask
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint
+from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint, read_checkpoint
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.machine import Machine
+from t2t_vit.training.settings import other_classes
 
 
 def build_network(
-    config: TrainConfig, name: str, *, num_classes: int
+    config: TrainConfig, name: str, *, class_names: Sequence[str], goes_on: bool = False
 ) -> tuple[nn.Module, dict[str, Any], LoadReport | None]:
     """The network to train.
 
     Args:
         config: the settings.
         name: its registered name.
-        num_classes: classes of its head.
+        class_names: what its head is to tell apart.
+        goes_on: whether the run goes on from its own weights, and none are to be loaded here.
 
     Returns:
         The network, the arguments by which it differs from the registered one, and how a checkpoint went into it.
@@ -39,10 +44,10 @@ def build_network(
         UserError: for an image size or a checkpoint that does not fit.
     """
     size = {"img_size": config.img_size and to_2tuple(config.img_size)}
-    resolved = resolve_model_input_args(name, size, num_classes=num_classes)
+    resolved = resolve_model_input_args(name, size, num_classes=len(class_names))
     model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved}
     model: Any = timm.create_model(name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path)
-    report = load_checkpoint(model, config.checkpoint) if config.checkpoint else None
+    report = _start_from(config.checkpoint, model, class_names) if config.checkpoint and not goes_on else None
     if config.freeze_backbone:
         head = set(model.get_classifier().parameters())
         for parameter in model.parameters():
@@ -52,7 +57,19 @@ def build_network(
     return model, model_args, report
 
 
-def build_task(config: TrainConfig, model: Any, machine: Machine) -> TrainingTask:
+def _start_from(path: str, model: Any, class_names: Sequence[str]) -> LoadReport:
+    """Loads weights; a head of as many classes, but of other names, stays the network's own."""
+    checkpoint = read_checkpoint(path)
+    report = load_checkpoint(model, checkpoint)
+    theirs = checkpoint.class_names
+    if theirs is not None and len(theirs) == len(class_names) and (different := other_classes(class_names, theirs)):
+        model.reset_classifier(len(class_names))
+        report.loaded -= len(list(model.get_classifier().parameters()))
+        report.changed.append(f"head: rebuilt, since the file's classes have other names: {different}")
+    return report
+
+
+def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: Sequence[str]) -> TrainingTask:
     """The network with its loss: classification, or that and a teacher's soft labels.
 
     Raises:
@@ -65,7 +82,7 @@ def build_task(config: TrainConfig, model: Any, machine: Machine) -> TrainingTas
     else:
         task = LogitDistillationTask(
             model,
-            _build_teacher(config, num_classes=model.num_classes).to(machine.device),
+            machine.first_first(lambda: _build_teacher(config, model, class_names)).to(machine.device),
             task_loss_weight=1 - config.distill_alpha,
             temperature=config.distill_temperature,
             **common,
@@ -75,24 +92,43 @@ def build_task(config: TrainConfig, model: Any, machine: Machine) -> TrainingTas
     if config.compile:
         task.compile()
     if machine.world_size > 1:
-        # The only buffers are frozen tables, equal everywhere; the switch has another name since torch 2.15.
+        # Of this package's networks the only buffers are frozen tables, equal everywhere. Others may have batch norms,
+        # whose statistics are those of the first process. The switch has another name since torch 2.15.
+        has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
         known = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         gpu = [machine.device] if machine.device.type == "cuda" else None
-        task.prepare_distributed(device_ids=gpu, **{sync: False})
+        task.prepare_distributed(device_ids=gpu, **{sync: has_statistics})
     return task
 
 
-def _build_teacher(config: TrainConfig, *, num_classes: int) -> nn.Module:
+def _build_teacher(config: TrainConfig, student: nn.Module, class_names: Sequence[str]) -> nn.Module:
     assert config.teacher is not None
+    teacher: Any
+    theirs = None
     if config.teacher_checkpoint:
-        teacher, _ = build_model(config.teacher_checkpoint, model=config.teacher)
+        teacher, checkpoint = build_model(config.teacher_checkpoint, model=config.teacher)
+        theirs = checkpoint.class_names
     else:
-        teacher = timm.create_model(config.teacher, pretrained=True)
-    if teacher.num_classes != num_classes:
+        try:
+            teacher = timm.create_model(resolve_any_name(config.teacher), pretrained=True)
+        except (RuntimeError, OSError) as error:  # there are none, or no network
+            raise UserError(
+                f"The teacher {config.teacher} comes without weights: {error}. Give them with --teacher-checkpoint."
+            ) from error
+    advice = "give --teacher-checkpoint with weights that were trained on these classes."
+    if teacher.num_classes != len(class_names):
         raise UserError(
-            f"The teacher {config.teacher} tells {teacher.num_classes} classes apart, the data has {num_classes}: "
-            "give --teacher-checkpoint with weights that were trained on these classes."
+            f"The teacher {config.teacher} tells {teacher.num_classes} classes apart, the data has {len(class_names)}: "
+            + advice
+        )
+    if theirs is not None and (different := other_classes(class_names, theirs)):
+        raise UserError(f"The classes of the data are not those of the teacher {config.teacher}: {different}: {advice}")
+    takes, given = (get_model_input_config(network)["input_size"][1:] for network in (teacher, student))
+    if teacher.pretrained_cfg.get("fixed_input_size") and takes != given:
+        raise UserError(
+            f"The teacher {config.teacher} takes images of {takes[0]} x {takes[1]} pixels, the student of {given[0]} x "
+            f"{given[1]}: give --img-size {takes[0]} {takes[1]}, or another teacher."
         )
     return teacher
 
@@ -100,8 +136,9 @@ def _build_teacher(config: TrainConfig, *, num_classes: int) -> nn.Module:
 def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
     """The optimiser over every trained tensor, each in exactly one group.
 
-    With `backbone_lr_scale` the head learns at `lr` and all else at that share of it, and weight decay holds for every
-    tensor, as the official transfer code has it. Else biases, norms and the class token have no weight decay.
+    With `backbone_lr_scale` the head learns at `lr` and all else at that share of it, over the whole schedule, and
+    weight decay holds for every tensor, as the official transfer code has it. There `min_lr` is common to both, so that
+    a small share would rise to it. Else biases, norms and the class token have no weight decay.
 
     Raises:
         UserError: for settings of which one would have no effect.
@@ -115,7 +152,7 @@ def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter in head]},
-        {"params": [p for p in trained if p not in head], "lr": config.lr * config.backbone_lr_scale},
+        {"params": [p for p in trained if p not in head], "lr_scale": config.backbone_lr_scale},
     ]
     return create_optimizer_v2([group for group in groups if group["params"]], **options)
 

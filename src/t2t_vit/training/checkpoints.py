@@ -2,9 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -38,26 +39,46 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
-    """Writes a file that is whole whenever it has its name: what was there before stands until then.
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """A write to this path inside that fails, as on a full disk, is a `UserError` with its cause."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__  # torch says only where in its own code the write failed
+        if cause is None:
+            raise
+        stands = " What was there before stands." if path.exists() else ""
+        raise UserError(f"{path} could not be written: {cause.strerror or cause}.{stands}") from error
 
-    Args:
-        path: the file.
-        contents: tensors and plain Python values.
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is whole whenever it has its name: what was there before stands until then.
 
     Raises:
-        UserError: when it cannot be written, as on a full disk.
+        UserError: when it cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {error}. The checkpoint before it stands.") from error
+    with told(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError):
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Writes a `whole_file` of tensors and plain Python values."""
+    with whole_file(path) as file:
+        torch.save(contents, file)
 
 
 def link_checkpoint(path: Path, name: Path) -> None:
@@ -67,23 +88,21 @@ def link_checkpoint(path: Path, name: Path) -> None:
         UserError: when it cannot be done.
     """
     temporary = name.with_name(name.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
+    with told(name):
+        temporary.unlink(missing_ok=True)
         try:
             temporary.hardlink_to(path)
         except OSError:
             shutil.copyfile(path, temporary)
         temporary.replace(name)
         temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
-    except OSError as error:
-        raise UserError(f"{name} could not be written: {error}.") from error
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
     """A checkpoint of ours, to go on training from.
 
     Raises:
-        UserError: when there is none, or it is damaged.
+        UserError: when there is none, or it is damaged or another file.
     """
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,4 +110,9 @@ def read_training_state(path: Path) -> dict[str, Any]:
         raise UserError(f"There is no {path} to continue from: start without --resume.") from None
     except Exception as error:
         raise UserError(f"{path} is damaged and cannot be continued from: {error}") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT or "progress" not in contents:
+        raise UserError(
+            f"{path} is no checkpoint that a run left to be continued from. To start from its weights, "
+            "give it to --checkpoint, with another --output."
+        )
     return contents

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from t2t_vit.options import argument, option
-from t2t_vit.training.recipes import recipe_for
+from t2t_vit.options import argument, option, read_settings
+from t2t_vit.training.recipes import RECIPES, recipe_for
 
 CONFIG_FILE = "config.yaml"
 DATA_HELP = (
@@ -19,12 +17,14 @@ SCHEDULE, REGULARISATION, AUGMENTATION, MACHINE = "Schedule", "Regularisation", 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a model from scratch on labelled images. A recipe gives the defaults of the flags left open."""
+    """Train a model from scratch on labelled images.
+
+    A recipe gives the defaults of the flags left open. Those shown are the ones of `small`, the recipe for any data but
+    digits; --show prints the settings with any other.
+    """
 
     data: str = argument(DATA_HELP)
-    recipe: str | None = option(
-        None, "named defaults: digits, small, imagenet, transfer, finetune-384; by default the one that fits the data"
-    )
+    recipe: str | None = option(None, f"named defaults: {', '.join(RECIPES)}")
     model: str = option("t2t_vit_14", "network to train, as `t2t-vit models` lists them")
     img_size: int | tuple[int, int] | None = option(
         None, "side, or height and width, of the images in pixels; by default the model's own", metavar="N"
@@ -81,8 +81,13 @@ class TrainConfig:
     ratio: tuple[float, float] = option((0.75, 1.3333), "aspect ratio of random crops, from and to", group=AUGMENTATION)
     hflip: float = option(0.5, "probability of a horizontal flip", group=AUGMENTATION)
     vflip: float = option(0.0, "probability of a vertical flip", group=AUGMENTATION)
-    color_jitter: float | None = option(0.4, "colour jitter; no effect beside an --aa policy", group=AUGMENTATION)
-    aa: str | None = option(None, "timm's AutoAugment or RandAugment policy", group=AUGMENTATION, metavar="POLICY")
+    color_jitter: float | None = option(0.4, "colour jitter; beside --aa only with 3a", group=AUGMENTATION)
+    aa: str | None = option(
+        None,
+        "timm's policy: rand-m9-mstd0.5-inc1 and the like, original, v0, augmix-m3, or 3a for 3-augment",
+        group=AUGMENTATION,
+        metavar="POLICY",
+    )
     reprob: float = option(0.0, "probability of random erasing", group=AUGMENTATION)
     crop_padding: float | None = option(
         None, "instead of random crops: pad by this share of the side, crop the size", group=AUGMENTATION
@@ -119,8 +124,7 @@ class TrainConfig:
         if given.get("resume"):
             recorded = Path(cls(**values | given).run_directory) / CONFIG_FILE if "data" in given else Path()
             if recorded.is_file():
-                settings = yaml.safe_load(recorded.read_text())
-                values |= {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+                values |= read_settings(cls, recorded)
         return values
 
     @property
@@ -131,7 +135,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig(TrainConfig):
-    """Train a released or own checkpoint on other classes: train with the transfer recipe."""
+    """Train a released or own checkpoint on other classes.
+
+    The defaults shown are those of the recipe `transfer`; --show prints the settings with any other.
+    """
 
     checkpoint: str = option(
         ..., "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH"

@@ -1,5 +1,6 @@
 """Accuracy of a network on labelled images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from t2t_vit.errors import UserError
 from t2t_vit.models.weights import build_model
 from t2t_vit.training.config import EvalConfig
 from t2t_vit.training.logs import Display
-from t2t_vit.training.machine import Machine, find_machine
+from t2t_vit.training.machine import Machine, find_machine, one_of_several
+from t2t_vit.training.settings import other_classes
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,13 @@ class Accuracy:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: "DataLoader[Batch]", machine: Machine, display: Display, *, label: str = "evaluating"
+    model: nn.Module,
+    loader: "DataLoader[Batch]",
+    machine: Machine,
+    display: Display,
+    *,
+    label: str = "evaluating",
+    stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
     """Measures a network on every image of a loader; of several processes, each has a part and all get the whole.
 
@@ -51,6 +59,7 @@ def evaluate(
         machine: where and in which precision.
         display: shows the progress.
         label: what the progress is called.
+        stop: asked after each batch; when true, the rest is left out. All processes must answer alike.
     """
     was_training = model.training
     model.eval()
@@ -64,6 +73,8 @@ def evaluate(
                     logits = model(batch.images.to(machine.device, non_blocking=True))
                 evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
             steps.advance()
+            if stop():
+                break
     model.train(was_training)
     found = evaluator.compute(distributed=machine.world_size > 1)
     of_all = machine.gather((evaluator.num_samples, unreadable))
@@ -102,18 +113,24 @@ def data_config_of(model: nn.Module, **known: Any) -> dict[str, Any]:
     return {key: config[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
 
 
+@one_of_several()
 def evaluate_command(config: EvalConfig) -> None:
     """`t2t-vit eval`: loads a checkpoint and prints its accuracy, the last line as the official code prints it.
 
     Raises:
         UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
     """
-    display = Display(epochs=0)
-    machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
+    half = config.amp or config.amp_dtype == "float16"
+    machine = find_machine(config.device, amp=half, amp_dtype=config.amp_dtype)
+    display = Display(epochs=0, silent=not machine.is_first)
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
-    model, checkpoint = build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
+    model, checkpoint = machine.first_first(
+        lambda: build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
+    )
     display.say(str(checkpoint.report))
-    evaluation = open_evaluation(config.data, data_dir=config.data_dir, trained_split=checkpoint.extra.get("split"))
+    evaluation = machine.first_first(
+        lambda: open_evaluation(config.data, data_dir=config.data_dir, trained_split=checkpoint.extra.get("split"))
+    )
     display.say(f"{len(evaluation.images):,} images of {len(evaluation.class_names)} classes: {evaluation.part}")
     _refuse_other_classes(model, checkpoint.class_names, evaluation)
 
@@ -145,9 +162,8 @@ def _refuse_other_classes(model: nn.Module, class_names: list[str] | None, evalu
             f"The checkpoint tells {model.num_classes} classes apart, {evaluation.part} has {len(found)}: "
             "evaluate on the data that it was trained for."
         )
-    if class_names is not None and class_names != found:
-        pairs = [f"{ours!r} for {theirs!r}" for ours, theirs in zip(found, class_names, strict=True) if ours != theirs]
+    if class_names is not None and (different := other_classes(found, class_names)):
         raise UserError(
-            f"The classes of {evaluation.part} are not the checkpoint's: {', '.join(pairs[:5])}. "
+            f"The classes of {evaluation.part} are not the checkpoint's: {different}. "
             "Rename the folders as they were in training."
         )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from t2t_vit.errors import UserError
-from t2t_vit.training.checkpoints import plain
+from t2t_vit.training.checkpoints import plain, told, whole_file
 from t2t_vit.training.config import CONFIG_FILE
 
 METRICS, SUMMARY, ENVIRONMENT, SPLIT = "metrics.jsonl", "summary.csv", "environment.json", "split.json"
@@ -62,13 +62,14 @@ class RunDirectory:
 
     def forget_epochs_before(self, epoch: int) -> None:
         """Removes the checkpoints of earlier epochs."""
-        for path in self.path.glob("epoch-*.pt"):
-            if path < self.of_epoch(epoch):
-                path.unlink()
+        with told(self.path):
+            for path in self.path.glob("epoch-*.pt"):
+                if path < self.of_epoch(epoch):
+                    path.unlink()
 
     def record_bad_step(self, step: dict[str, Any]) -> None:
         """Notes a step that was skipped."""
-        with self.bad_steps.open("a") as file:
+        with told(self.bad_steps), self.bad_steps.open("a") as file:
             file.write(json.dumps(step) + "\n")
 
     def write_settings(self, config: Any, environment: dict[str, Any], split: dict[str, Any]) -> None:
@@ -89,10 +90,9 @@ class RunDirectory:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is whole whenever it has its name."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Writes a `whole_file` of text."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 class Display:

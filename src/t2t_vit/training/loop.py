@@ -6,7 +6,7 @@ ends with the very weights of one that was never stopped.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,25 +14,26 @@ from typing import Any, cast
 import numpy as np
 import torch
 import yaml
-from timm.utils import dispatch_clip_grad
-from torch import Tensor
+from timm.utils import dispatch_clip_grad, distribute_bn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
 from t2t_vit.data.preflight import preflight
 from t2t_vit.data.sources import open_source
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
 from t2t_vit.training.checkpoints import link_checkpoint, model_section, plain, read_training_state, write_checkpoint
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.evaluate import data_config_of, evaluate, evaluation_loader
+from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
-from t2t_vit.training.machine import describe_environment, find_machine, peak_memory_gb
+from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
+from t2t_vit.training.recipes import RECIPES, scaling_in_words
 from t2t_vit.training.report import RunSummary, write_report
-from t2t_vit.training.settings import refuse_other_run, refuse_wrong_settings
-from t2t_vit.training.trackers import Trackers, open_trackers
+from t2t_vit.training.settings import chosen, refuse_other_run, refuse_wrong_settings
+from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which a run stops: it does not recover from more by itself."""
@@ -70,6 +71,7 @@ class Progress:
         bad_in_a_row: the last of them.
         elapsed_s: time spent, before this start too.
         metrics: rows of the epochs that are done.
+        unsaved: those of these epochs whose weights could not be written, and are lost.
         unreadable: what was said of images that could not be read.
     """
 
@@ -81,23 +83,29 @@ class Progress:
     bad_in_a_row: int = 0
     elapsed_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    unsaved: list[int] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch so far, the first of equals."""
-        return max(self.metrics, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
+        """The row of the best epoch so far whose weights are kept, the first of equals."""
+        saved = (row for row in self.metrics if row["epoch"] not in self.unsaved)
+        return max(saved, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
 
 
+@one_of_several()
 def train_command(config: TrainConfig) -> int | None:
     """`t2t-vit train` and `transfer`: trains, or shows what would run. Returns the exit code of an interrupted run."""
     if config.show:
+        refuse_wrong_settings(config)
+        about = RECIPES[config.recipe].about if config.recipe else "no recipe"
+        print(f"# {config.recipe}: {about}", f"# {_rate_in_words(config)}", sep="\n")
         print(yaml.safe_dump(plain(asdict(config)), sort_keys=False), end="")
         return None
-    try:
-        return train(config).interrupted
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    return train(config).interrupted
+
+
+def _rate_in_words(config: TrainConfig) -> str:
+    return f"lr {config.lr:.3g} for {config.batch_size} images a step{scaling_in_words(vars(config))}"
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -119,21 +127,25 @@ class Run:
     """One training run: what it needs, and how far it is. Every process of several has its own."""
 
     def __init__(self, config: TrainConfig) -> None:
-        name = resolve_any_name(config.model)
         refuse_wrong_settings(config)
+        name = resolve_any_name(config.model)
         self.config = config
         self.machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
         self.source = self.machine.first_first(
             lambda: open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
         )
+        if self.source.split["kind"] == "given" and "val_fraction" in chosen(config):
+            raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
         self.directory = RunDirectory(Path(config.run_directory))
         self.machine.ask_first(lambda: self.directory.prepare(resume=config.resume))
+        import_packages(config.log_to or ())
         self.display = Display(epochs=config.epochs, silent=not self.machine.is_first)
         self.interruption = Interruption()
 
         torch.manual_seed(config.seed)
         class_names = self.source.class_names
-        self.model, model_args, report = build_network(config, name, num_classes=len(class_names))
+        self.goes_on = self.machine.ask_first(lambda: config.resume and self.directory.last.exists())
+        self.model, model_args, report = build_network(config, name, class_names=class_names, goes_on=self.goes_on)
         if report is not None:
             self.display.say(str(report))
         self.model.to(self.machine.device)
@@ -142,12 +154,8 @@ class Run:
         self.data_config = data_config_of(self.model, img_size=config.img_size, crop_pct=config.crop_pct)
         self.about = model_section(name, model_args, class_names=class_names, data_config=self.data_config)
         self.mixup = build_mixup(config, num_classes=len(class_names))
-        if self.mixup is not None and config.batch_size < 2 * self.machine.world_size:
-            raise UserError(
-                f"Mixup and CutMix need 2 images in each process, but --batch-size {config.batch_size} is shared among "
-                f"{self.machine.world_size}: give a larger one, or --mixup 0 --cutmix 0."
-            )
-        self.task = build_task(config, self.model, self.machine)
+        self.full_share = self._share_of_batch()
+        self.task = build_task(config, self.model, self.machine, class_names)
         self.optimizer = build_optimizer(config, self.model)
         self.batches = EpochBatches(
             len(self.source.train),
@@ -160,33 +168,55 @@ class Run:
         self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=self.batches.batches_per_epoch)
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.amp_dtype == torch.float16)
         self.progress = Progress()
+        self.saved = False
         self.trackers = Trackers({}, self.display.say)
+
+    def _share_of_batch(self) -> float:
+        """Images of a full batch that each process gets, on average. Mixup pairs them, and leaves an odd one out."""
+        batch_size, num_images = self.config.batch_size, len(self.source.train)
+        processes = self.machine.world_size
+        shares = [len(range(rank, min(batch_size, num_images), processes)) for rank in range(processes)]
+        if self.mixup is None:
+            return sum(shares) / processes
+        if batch_size // processes % 2 or min(shares) < 2:
+            raise UserError(
+                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} "
+                f"images, is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
+            )
+        return sum(share // 2 * 2 for share in shares) / processes
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
-        if self.config.resume:
-            self._restore()
-        if self.machine.is_first:
-            self.directory.write_settings(self.config, describe_environment(self.machine), self.source.split)
-        self.display.say(self._describe())
-        self.display.say(self.machine.ask_first(lambda: str(preflight(self.source))))
         train_loader, val_loader = self._loaders()
+        if self.goes_on:
+            self._restore()
+        elif self.config.resume:
+            self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
+        about = describe_environment(self.machine)
+        self.machine.ask_first(lambda: self.directory.write_settings(self.config, about, self.source.split))
+        self.display.say(self._describe())
+        self.display.say(self.machine.ask_first(self._look_at_data))
         self.machine.ask_first(self._open_trackers)
         self._started_s = time.monotonic() - self.progress.elapsed_s
         try:
             with self.interruption.watch():
                 while self.progress.epoch < self.config.epochs:
                     speed = self._train_epoch(train_loader)
+                    self._save(end_of_epoch=False)  # evaluating may take long, and nobody may wait for its end
                     if not self._interrupted():
                         self._finish_epoch(val_loader, speed)
                     if self._interrupted():
-                        self._save(end_of_epoch=False)
                         break
         finally:
             self.trackers.close(finished=self.progress.epoch == self.config.epochs)
         if self.progress.epoch == self.config.epochs:
             self._report(val_loader)
         return self._result()
+
+    def _look_at_data(self) -> str:
+        report = preflight(self.source)
+        report.refuse_unusable()
+        return str(report)
 
     def _train_epoch(self, loader: "DataLoader[Batch]") -> dict[str, float]:
         """What is left of an epoch, or until an interruption; returns how fast it went."""
@@ -207,7 +237,7 @@ class Run:
                 steps.advance(f"loss {progress.loss_sum / max(progress.num_images, 1):.4f}")
                 if self._interrupted():
                     break
-                if self.config.checkpoint_every and self._steps_done() % self.config.checkpoint_every == 0:
+                if self._checkpoint_is_due():
                     self._save(end_of_epoch=False)
                 waiting_since = time.monotonic()
         seconds = time.monotonic() - began
@@ -215,6 +245,11 @@ class Run:
             "images_per_second": (progress.num_images - images) * self.machine.world_size / seconds,
             "data_wait_percent": 100 * wait_s / seconds,
         }
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether one is asked for after this step; after the last one of an epoch there is one anyway."""
+        every = self.config.checkpoint_every
+        return every > 0 and self._steps_done() % every == 0 and self.progress.batch < self.batches.batches_per_epoch
 
     def _step(self, batch: Batch) -> None:
         """One update of the weights, or none where the gradient is not finite."""
@@ -259,7 +294,7 @@ class Run:
         if self.mixup is not None:  # it pairs images: an odd one is left out
             even = len(images) // 2 * 2
             images, targets = images[:even], targets[:even]
-        full = min(self.config.batch_size, len(self.source.train)) / self.machine.world_size
+        full = self.full_share
         if len(images) == 0:  # all unreadable; other processes wait for this one's part of the gradient
             images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
             full = float("inf")
@@ -267,8 +302,8 @@ class Run:
             np.random.seed(seed % 2**32)
             images, targets = self.mixup(images, targets)
         parts = min(self.config.grad_accum_steps, len(images))
-        for part, (some, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
-            yield some, their, len(some) / full, part == parts - 1
+        for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
+            yield own, their, len(own) / full, part == parts - 1
 
     def _steps_done(self) -> int:
         return self.progress.epoch * self.batches.batches_per_epoch + self.progress.batch
@@ -287,10 +322,9 @@ class Run:
         progress.bad_in_a_row += 1
         names = [self.source.train.name(index) for index in batch.indices.tolist()]
         files = [name for names_of_one in self.machine.gather(names) for name in names_of_one]
-        if self.machine.is_first:
-            self.directory.record_bad_step(
-                {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
-            )
+        step = {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
+        if failure := self._failure(lambda: self.directory.record_bad_step(step)):
+            self.display.say(f"warning: {failure}")
         self.display.say(
             f"warning: epoch {progress.epoch + 1}, batch {progress.batch + 1}: the loss or its gradient is not finite; "
             f"step skipped, its images are in {self.directory.bad_steps}"
@@ -310,11 +344,21 @@ class Run:
         """Whether any process was asked to end; all agree."""
         return any(self.machine.gather(self.interruption.signal is not None))
 
+    def _must_leave(self) -> bool:
+        """Whether to leave in the middle of an evaluation, which several processes would have to agree on."""
+        return self.interruption.signal is not None and self.machine.world_size == 1
+
     def _finish_epoch(self, val_loader: "DataLoader[Batch]", speed: dict[str, float]) -> None:
         """Evaluates, records and saves."""
         progress = self.progress
         loss_sum, num_images = self._totals()
-        found = evaluate(self.model, val_loader, self.machine, self.display, label="validating")
+
+        def measure(model: nn.Module, label: str) -> Accuracy:
+            if self.machine.world_size > 1:
+                distribute_bn(model, self.machine.world_size)  # the first process's, which are saved
+            return evaluate(model, val_loader, self.machine, self.display, label=label, stop=self._must_leave)
+
+        found = measure(self.model, "validating")
         row = {
             "epoch": progress.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -323,14 +367,12 @@ class Run:
             "val_top1": found.top1_percent,
             "val_top5": found.top5_percent,
         }
-        if self.task.has_ema():
-            ema = self.task.get_eval_model(ema=True)
-            average = evaluate(ema, val_loader, self.machine, self.display, label="validating the average")
-            row["ema_top1"] = average.top1_percent
+        if self.task.has_ema() and not self._must_leave():
+            row["ema_top1"] = measure(self.task.get_eval_model(ema=True), "validating the average").top1_percent
+        if self._must_leave():
+            return  # the epoch is evaluated again when the run goes on
         if found.unreadable and progress.epoch == 0:
             self._warn(f"{len(found.unreadable)} validation images cannot be read and do not count", found.unreadable)
-        if self.interruption.signal is not None and self.machine.world_size == 1:
-            return  # the time to leave may be short: the epoch is evaluated again when the run goes on
         progress.elapsed_s = time.monotonic() - self._started_s
         row |= {**speed, "memory_gb": peak_memory_gb(self.machine.device), "elapsed_s": progress.elapsed_s}
 
@@ -340,6 +382,10 @@ class Run:
         self.display.epoch(row, remaining_s=remaining_s)
         self._save(end_of_epoch=True)
         self.trackers.log(row)
+
+    def _machine_in_words(self) -> dict[str, Any]:
+        """What of the machine changes the result."""
+        return {"processes": self.machine.world_size, "precision": self.machine.precision}
 
     def _totals(self) -> tuple[float, int]:
         """Loss and images of the epoch so far, over all processes."""
@@ -364,6 +410,7 @@ class Run:
             "metrics": self.progress.metrics[-1] if self.progress.metrics else {},
             "config": plain(asdict(self.config)),
             "split": self.source.split,
+            **self._machine_in_words(),
         }
 
         def write() -> None:
@@ -371,15 +418,27 @@ class Run:
             if end_of_epoch:
                 self._file_epoch()
 
-        try:
-            self.machine.ask_first(write)  # where it fails, every process ends for the same reason
-        except UserError as error:
+        failures = [self._failure(write)]
+        self.saved = failures[0] is None
+        if end_of_epoch:
+            if failures[0] is not None:
+                self.progress.unsaved.append(self.progress.epoch - 1)
+            failures.append(self._failure(lambda: self.directory.write_metrics(self.progress.metrics)))
+        for failure in filter(None, failures):
             if self.progress.epoch == self.config.epochs:
-                raise
-            self.display.say(f"warning: {error}")
+                raise failure
+            self.display.say(f"warning: {failure}")
+
+    def _failure(self, write: Callable[[], None]) -> UserError | None:
+        """Lets the first process write; what kept it from that, in every process."""
+        try:
+            self.machine.ask_first(write)
+        except UserError as error:
+            return error
+        return None
 
     def _file_epoch(self) -> None:
-        """What follows from last.pt after an epoch: best.pt, the checkpoints of the last epochs, the tables."""
+        """What follows from last.pt after an epoch: best.pt and the checkpoints of the last epochs."""
         epoch = self.progress.epoch - 1
         best = self.progress.best()
         if best is not None and best["epoch"] == epoch:
@@ -387,15 +446,17 @@ class Run:
         if self.config.checkpoint_hist > 1:
             link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
             self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
-        self.directory.write_metrics(self.progress.metrics)
 
     def _restore(self) -> None:
         """Takes up where last.pt left; refuses settings under which the result would be another."""
-        if not self.machine.ask_first(self.directory.last.exists):
-            self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
-            return
         state = read_training_state(self.directory.last)
-        refuse_other_run(state, {**self.about, "split": self.source.split, "config": asdict(self.config)})
+        machine = self._machine_in_words()
+        refuse_other_run(state, {**self.about, **machine, "split": self.source.split, "config": asdict(self.config)})
+        if state["processes"] != machine["processes"]:  # refused, a run whose GPU broke could not go on at all
+            self.display.say(
+                f"warning: the run had {state['processes']} processes, and goes on with {machine['processes']}. It "
+                "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
+            )
         self.task.load_checkpoint_state(state["state_dict"])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
@@ -404,8 +465,9 @@ class Run:
         self.progress = Progress(**state["progress"])
         if not self.machine.is_first:  # its sums are those of all
             self.progress.loss_sum, self.progress.num_images = 0.0, 0
-        elif self.progress.batch == 0 and self.progress.metrics:  # it may have died before it came to this
-            self._file_epoch()
+        if self.progress.batch == 0 and self.progress.metrics:  # it may have died before it came to this
+            self.machine.ask_first(self._file_epoch)
+            self.machine.ask_first(lambda: self.directory.write_metrics(self.progress.metrics))
         self.display.say(
             f"Continuing {self.directory.path} at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}."
         )
@@ -474,8 +536,7 @@ class Run:
         return (
             f"{self.about['model']}, {trained:,} trained parameters, {height} x {width} pixels, on {self.machine}\n"
             f"{how}"
-            f"recipe {self.config.recipe}, lr {self.config.lr:.3g} for {self.config.batch_size} images a step, "
-            f"run directory {self.directory.path}"
+            f"recipe {self.config.recipe}, {_rate_in_words(self.config)}, run directory {self.directory.path}"
         )
 
     def _warn_of_unreadable(self, batch: Batch) -> None:
@@ -485,8 +546,7 @@ class Run:
             self._warn("training goes on without", news)
 
     def _warn(self, what: str, sentences: Sequence[str]) -> None:
-        more = f" and {len(sentences) - 5} more" if len(sentences) > 5 else ""
-        self.display.say(f"warning: {what}: {'; '.join(sentences[:5])}{more}")
+        self.display.say(f"warning: {what}: {some(sentences, separator='; ')}")
 
     def _result(self) -> TrainResult:
         progress = self.progress
@@ -500,7 +560,8 @@ class Run:
         if progress.epoch < self.config.epochs:
             codes = self.machine.gather(self.interruption.signal and EXIT_CODES[self.interruption.signal])
             interrupted = next(code for code in codes if code is not None)
-            self.display.say(f"Stopped and saved; --resume with --output {self.directory.path} goes on from here.")
+            where = "saved; " if self.saved else "not saved: what came after the last checkpoint is lost; "
+            self.display.say(f"Stopped and {where}--resume with --output {self.directory.path} goes on from there.")
         else:
             self.display.say(
                 f"best top-1 {top1:.2f} % in epoch {best['epoch'] + 1}; {format_duration(progress.elapsed_s)} in all; "

@@ -43,6 +43,11 @@ class Machine:
             yield
 
     @property
+    def precision(self) -> str:
+        """The type of matrix products, in words."""
+        return str(self.amp_dtype or torch.float32).removeprefix("torch.")
+
+    @property
     def is_first(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
@@ -79,7 +84,7 @@ class Machine:
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         times = f"{self.world_size} x " if self.world_size > 1 else ""
-        return f"{times}{name}, {str(self.amp_dtype or torch.float32).removeprefix('torch.')}"
+        return f"{times}{name}, {self.precision}"
 
 
 def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: str = "bfloat16") -> Machine:
@@ -87,7 +92,8 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
 
     Args:
         device: a torch device, or "auto" for the GPU where there is one. Of several processes each takes its own GPU.
-        amp: half precision; None takes bfloat16 where the hardware multiplies it faster than float32.
+        amp: half precision; None takes it for float16, and bfloat16 where the hardware multiplies it faster than
+            float32.
         amp_dtype: "bfloat16" or "float16".
 
     Raises:
@@ -107,9 +113,18 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"Device {device!r} cannot be used: {str(error).splitlines()[0]} Try --device cpu.") from None
     if amp is None:
-        amp = _has_fast_bfloat16(found)
-        amp_dtype = "bfloat16"
+        amp = amp_dtype == "float16" or _has_fast_bfloat16(found)
     return Machine(found, getattr(torch, amp_dtype) if amp else None, rank, world_size)
+
+
+@contextlib.contextmanager
+def one_of_several() -> Iterator[None]:
+    """Leaves the other processes at the end, if `find_machine` joined any inside."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _refuse_too_few_gpus(device: str) -> None:

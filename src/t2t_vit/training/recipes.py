@@ -14,8 +14,9 @@ class Recipe:
     Attributes:
         about: what it is for, its source, and what it gives.
         values: settings of `TrainConfig` by name.
-        by_model: further settings for the models whose name begins so.
-        lr_batch_size: images in the optimiser step that `lr` is meant for; with others it is scaled in proportion.
+        by_model: further settings for the models whose name begins with these words.
+        lr_batch_size: images in the optimiser step that the learning rates are meant for; with others all of them are
+            scaled in proportion.
     """
 
     about: str
@@ -24,6 +25,7 @@ class Recipe:
     lr_batch_size: int | None = None
 
 
+LEARNING_RATES = ("lr", "min_lr", "warmup_lr")
 SMALLEST = {"lr": 1e-3, "weight_decay": 0.03}
 
 RECIPES: dict[str, Recipe] = {
@@ -102,7 +104,7 @@ RECIPES: dict[str, Recipe] = {
             "model": "t2t_vit_14",
             "epochs": 60,
             "batch_size": 64,
-            "opt": "sgd",
+            "opt": "momentum",  # plain SGD: timm's "sgd" is Nesterov's
             "momentum": 0.9,
             "lr": 0.05,
             "min_lr": 2e-4,
@@ -151,19 +153,35 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
         Settings by name, the recipe's own name among them.
 
     Raises:
-        UserError: for an unknown recipe.
+        UserError: for an unknown recipe or model.
     """
     name = name or DATA_RECIPES.get(given.get("data", ""), "small")
     if name not in RECIPES:
         raise UserError(closest(name, RECIPES, "recipe"))
     recipe = RECIPES[name]
     values = {**recipe.values, "recipe": name}
-    values |= recipe.by_model.get(given.get("model", values["model"]).partition(".")[0].lower(), {})
+    if recipe.by_model:
+        from t2t_vit.models.variants import resolve_any_name  # here, because it imports torch
+
+        model = resolve_any_name(given.get("model", values["model"])).partition(".")[0]
+        values |= next((more for name, more in recipe.by_model.items() if f"{model}_".startswith(f"{name}_")), {})
+    if given.get("freeze_backbone") or given.get("layer_decay") is not None:
+        values.pop("backbone_lr_scale", None)  # they rule the rates of the backbone themselves
     batch_size = given.get("batch_size", values["batch_size"])
     if recipe.lr_batch_size is not None:
-        scale = batch_size / recipe.lr_batch_size
-        values["lr"] *= scale
+        values |= {rate: values[rate] * batch_size / recipe.lr_batch_size for rate in LEARNING_RATES if rate in values}
     if "epochs" in given:  # a short run has a short warm-up, and no longer cool-down than itself
         values["warmup_epochs"] = min(values["warmup_epochs"], given["epochs"] // 2)
         values["cooldown_epochs"] = min(values.get("cooldown_epochs", 0), given["epochs"] // 4)
     return values
+
+
+def scaling_in_words(settings: Mapping[str, Any]) -> str:
+    """What the recipe's learning rate was scaled from, " (0.0005 for 512, scaled)"; empty where it was not."""
+    recipe = RECIPES.get(settings["recipe"] or "")
+    if recipe is None or recipe.lr_batch_size in (None, settings["batch_size"]):
+        return ""
+    if settings["lr"] != recipe_for(settings["recipe"], given=settings)["lr"]:
+        return ""
+    meant = settings["lr"] * recipe.lr_batch_size / settings["batch_size"]
+    return f" ({meant:.3g} for {recipe.lr_batch_size}, scaled)"

@@ -157,7 +157,7 @@ def open_trackers(
     Raises:
         UserError: a package is not installed, or a tracker does not start.
     """
-    packages = _import_packages(dict.fromkeys(names))
+    packages = import_packages(names)
     kept = directory / KEPT_IDS
     known: dict[str, str] = json.loads(kept.read_text()) if resume and kept.exists() else {}
     trackers: dict[str, Tracker] = {}
@@ -176,10 +176,14 @@ def open_trackers(
     return Trackers(trackers, warn)
 
 
-def _import_packages(names: Iterable[str]) -> dict[str, Any]:
-    """The package of each tracker; refuses all at once that are not installed."""
+def import_packages(names: Iterable[str]) -> dict[str, Any]:
+    """The package of each tracker.
+
+    Raises:
+        UserError: some are not installed; all are told at once.
+    """
     packages, missing = {}, []
-    for name in names:
+    for name in dict.fromkeys(names):
         try:
             packages[name] = importlib.import_module(TRACKERS[name][1])
         except ImportError:
