@@ -190,9 +190,9 @@ def poison(monkeypatch, bad_steps):
     """Makes the loss of these steps of a run infinite."""
     calls, original = [0], Run._parts
 
-    def parts(self, batch, seed):
+    def parts(self, batch):
         calls[0] += 1
-        for images, targets, share, last in original(self, batch, seed):
+        for images, targets, share, last in original(self, batch):
             yield images * (float("inf") if calls[0] in bad_steps else 1), targets, share, last
 
     monkeypatch.setattr(Run, "_parts", parts)
