@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, Grayscale, RandomCrop, Resize
 
+from t2t_vit.data.crops import Crop, ScaledCrop
+from t2t_vit.data.images import array_images
 from t2t_vit.data.sources import ImageSet, UnreadableImage
 from t2t_vit.errors import UserError
 
@@ -51,6 +53,10 @@ class Batch(NamedTuple):
     unreadable: list[str]
 
 
+# In the place of an unreadable image it keeps the shape, so that even a batch of none has one.
+BLANK = array_images(np.zeros((1, 32, 32), np.uint8), [""], [0])
+
+
 class Sample(NamedTuple):
     image: Tensor  # (C, H, W), uint8
     target: int
@@ -59,39 +65,36 @@ class Sample(NamedTuple):
 
 
 def train_transform(
-    data_config: Mapping[str, Any],
-    *,
-    interpolation: str = "random",
-    crop_padding: float | None = None,
-    **augmentation: Any,
-) -> Transform:
-    """timm's training augmentation, but for erasing, from RGB image to uint8 tensor.
+    data_config: Mapping[str, Any], *, crop_padding: float | None = None, **augmentation: Any
+) -> tuple[ScaledCrop | None, Transform]:
+    """timm's training augmentation, but for erasing: a crop, and what makes a uint8 tensor of it.
 
     Args:
         data_config: input_size (C, H, W), mean, std and whatever else timm's data configuration holds.
-        interpolation: of the resizing; "random" takes bilinear or bicubic, as timm's training does.
         crop_padding: resizes to the input size, pads by this share of it and crops that size again, as is usual for
             CIFAR, instead of cropping at random scales.
         augmentation: arguments of timm.data.create_transform, such as hflip, scale, auto_augment, no_aug.
+
+    Returns:
+        The crop that an image is loaded with, None where the whole is wanted, and the transform of what was loaded.
 
     Raises:
         UserError: timm does not take these settings.
     """
     try:
-        steps = _steps({**data_config, "interpolation": interpolation, **augmentation, "is_training": True})
+        steps = _steps({**data_config, "interpolation": "random", **augmentation, "is_training": True})
     except AssertionError as error:  # timm's way to refuse what it is asked for
         raise UserError(f"timm refuses these augmentation settings: {augmentation}. {error}") from error
-    return Compose(steps if crop_padding is None else _pad_and_crop(steps, data_config, crop_padding))
-
-
-def _pad_and_crop(steps: list[Any], data_config: Mapping[str, Any], crop_padding: float) -> list[Any]:
-    """The steps with their crop at a random scale replaced."""
-    height, width = data_config["input_size"][1:]
+    place = next((i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation)), None)
+    if place is None:  # no_aug
+        return None, Compose(steps)
+    timms = steps.pop(place)
+    if crop_padding is None:
+        return ScaledCrop(timms), Compose(steps)
+    height, width = timms.size
     padding = [round(width * crop_padding), round(height * crop_padding)]
-    interpolation = str_to_interp_mode(data_config["interpolation"])
-    crop = [Resize((height, width), interpolation), RandomCrop((height, width), padding=padding)]
-    place = next(i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation))
-    return [*steps[:place], *crop, *steps[place + 1 :]]
+    resize = Resize((height, width), str_to_interp_mode(data_config["interpolation"]))
+    return None, Compose([*steps[:place], resize, RandomCrop((height, width), padding=padding), *steps[place:]])
 
 
 def eval_transform(data_config: Mapping[str, Any]) -> Transform:
@@ -221,8 +224,8 @@ def evaluation_batches(num_images: int, *, batch_size: int, rank: int = 0, world
 class DrawnImages(Dataset[Sample]):
     """Images by draw, transformed with random numbers that (seed, epoch, position) determine."""
 
-    def __init__(self, images: ImageSet, transform: Transform, *, seed: int = 42) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int = 42) -> None:
+        self.images, self.transform, self.crop, self.seed = images, transform, crop, seed
 
     def __getitem__(self, draw: Draw) -> Sample:
         return self.__getitems__([draw])[0]
@@ -234,12 +237,11 @@ class DrawnImages(Dataset[Sample]):
 
     def _sample(self, draw: Draw) -> Sample:
         unreadable = None
-        try:
-            image = self.images.load(draw.image_index)
-        except UnreadableImage as error:
-            # A blank one in its place keeps the shape, so that even a batch of none has one.
-            image, unreadable = Image.new("RGB", (32, 32)), str(error)
         _seed(self.seed, draw.epoch, draw.position)
+        try:
+            image = self.images.load(draw.image_index, self.crop)
+        except UnreadableImage as error:
+            image, unreadable = BLANK.load(0, self.crop), str(error)
         return Sample(self.transform(image), self.images.label(draw.image_index), draw.image_index, unreadable)
 
 

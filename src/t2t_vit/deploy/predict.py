@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from t2t_vit.data.crops import Crop
 from t2t_vit.data.loading import DrawnImages, Normalize, eval_transform, evaluation_batches, make_loader
 from t2t_vit.data.sources import ImageSet, read_image
 from t2t_vit.deploy.config import PredictConfig
@@ -173,8 +174,8 @@ def _class_names(model: nn.Module, checkpoint: Checkpoint) -> Sequence[str]:
     return checkpoint.class_names or published or [str(label) for label in range(cast(int, model.num_classes))]
 
 
-def _read_one(paths: Sequence[str], index: int) -> Image.Image:
-    return read_image(paths[index])
+def _read_one(paths: Sequence[str], index: int, crop: Crop | None = None) -> Image.Image:
+    return read_image(paths[index], crop)
 
 
 def _as_json(prediction: Prediction) -> dict[str, Any]:

@@ -422,7 +422,7 @@ class Run:
 
     def _loaders(self) -> tuple["DataLoader[Batch]", NormalizedLoader]:
         config = self.config
-        transform = train_transform(
+        crop, transform = train_transform(
             self.data_config,
             crop_padding=config.crop_padding,
             scale=config.scale,
@@ -433,7 +433,7 @@ class Run:
             auto_augment=config.aa,
         )
         train_loader = make_loader(
-            DrawnImages(self.source.train, transform, seed=config.seed),
+            DrawnImages(self.source.train, transform, crop=crop, seed=config.seed),
             self.batches,
             workers=config.workers,
             pin_memory=self.machine.device.type == "cuda",
