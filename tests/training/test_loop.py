@@ -50,12 +50,14 @@ def test_training_learns(tiny_config):
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_config, tmp_path):
     settings = {"mixup": 0.8, "cutmix": 1.0, "reprob": 0.25, "aa": "rand-m9", "drop_path": 0.2, "epochs": 1}
+    changed = {"a": {}, "b": {}, "worker": {"workers": 1}, "cache": {"cache": True}, "c": {"seed": 7}}
     runs = {
         name: weights_of(train(tiny_config(**settings, output=str(tmp_path / name), **changes)).output / "last.pt")
-        for name, changes in {"a": {}, "b": {}, "worker": {"workers": 1}, "c": {"seed": 7}}.items()
+        for name, changes in changed.items()
     }
     assert_same_weights(runs["a"], runs["b"])
     assert_same_weights(runs["a"], runs["worker"])
+    assert_same_weights(runs["a"], runs["cache"])
     assert not torch.equal(runs["a"]["cls_token"], runs["c"]["cls_token"])
 
 
@@ -147,6 +149,7 @@ def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, 
         ({"img_size": 2}, "smallest size is 3 x 3"),
         ({"opt": "adamx"}, "Unknown optimiser 'adamx'. Did you mean adam"),
         ({"aa": "banana"}, "banana"),
+        ({"data": "digits", "cache": True}, "in memory, where these are already: leave it out"),
     ],
 )
 def test_mistakes_are_told(tiny_config, changes, message):

@@ -46,11 +46,13 @@ class ImageSet:
         names: what to call each image, such as its path below the data folder, with "/".
         labels: the class of each image.
         load: gives an image. It must pickle and survive a fork, for worker processes.
+        in_memory: whether it takes them from memory.
     """
 
     names: Sequence[str]
     labels: Sequence[int]
     load: Load
+    in_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +66,7 @@ class ImageSet:
     def subset(self, rows: Sequence[int]) -> "ImageSet":
         """The images of these rows, in their order."""
         names, labels = [self.names[row] for row in rows], [self.labels[row] for row in rows]
-        return ImageSet(names, labels, partial(_load_row, self.load, rows))
+        return ImageSet(names, labels, partial(_load_row, self.load, rows), self.in_memory)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]
         names: of each image.
         labels: of each image.
     """
-    return ImageSet(names, labels, partial(_load_array, arrays))
+    return ImageSet(names, labels, partial(_load_array, arrays), in_memory=True)
 
 
 def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: str | None = None) -> Image.Image:

@@ -19,6 +19,7 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.loading import (
     Batch,
     DrawnImages,
@@ -432,14 +433,19 @@ class Run:
             color_jitter=config.color_jitter,
             auto_augment=config.aa,
         )
+        train, val = self.source.train, self.source.val
+        if config.cache:
+            self.machine.ask_first(lambda: refuse_large_cache((train, crop), (val, None)))
+            self.display.say(f"decoding {len(train) + len(val):,} images, to keep them in memory")
+            train, val = cached(train, crop), cached(val)
         train_loader = make_loader(
-            DrawnImages(self.source.train, transform, crop=crop, seed=config.seed),
+            DrawnImages(train, transform, crop=crop, seed=config.seed),
             self.batches,
             workers=config.workers,
             pin_memory=self.machine.device.type == "cuda",
         )
         val_loader = evaluation_loader(
-            self.source.val,
+            val,
             self.data_config,
             batch_size=max(1, config.batch_size // self.machine.world_size),
             machine=self.machine,

@@ -9,7 +9,7 @@ from t2t_vit.training.checkpoints import plain
 from t2t_vit.training.config import TrainConfig
 
 HARMLESS = (
-    "data", "data_dir", "output", "resume", "show", "workers", "checkpoint_every", "checkpoint_hist",
+    "data", "data_dir", "output", "resume", "show", "workers", "cache", "checkpoint_every", "checkpoint_hist",
 )  # fmt: skip
 """Settings that a run may change when it goes on; the data is compared by its images, not by its name."""
 
