@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 
 from t2t_vit.data import loading
+from t2t_vit.data.images import crop_pixels
 from t2t_vit.data.loading import (
     Draw,
     DrawnImages,
     EpochBatches,
+    Normalize,
     default_workers,
     eval_transform,
     evaluation_batches,
@@ -31,13 +35,13 @@ CONFIG = {
     "interpolation": "bicubic",
 }
 # Together these take numbers from Python's, NumPy's and torch's generators.
-AUGMENTATION = {"hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "re_mode": "pixel"}
+AUGMENTATION = {"hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"}
 
 
-def load(unreadable, index):
+def load(unreadable, index, crop=None):
     if index in unreadable:
         raise UnreadableImage(f"{index}.png", "cut off")
-    return Image.fromarray(np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8))
+    return crop_pixels([np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8)], crop)
 
 
 def image_set(num_images, unreadable=()):
@@ -47,7 +51,8 @@ def image_set(num_images, unreadable=()):
 
 def training(num_images=10, batch_size=4, *, unreadable=(), rank=0, world_size=1):
     """Augmented images, and batches with nothing yielded yet."""
-    images = DrawnImages(image_set(num_images, unreadable), train_transform(CONFIG, **AUGMENTATION))
+    crop, transform = train_transform(CONFIG, **AUGMENTATION)
+    images = DrawnImages(image_set(num_images, unreadable), transform, crop=crop)
     return images, EpochBatches(num_images, batch_size=batch_size, rank=rank, world_size=world_size)
 
 
@@ -134,7 +139,7 @@ def test_augmentation_depends_on_seed_epoch_and_position_alone():
     others = [
         images[Draw(2, 2, 3)],
         images[Draw(1, 3, 3)],
-        DrawnImages(images.images, images.transform, seed=1)[Draw(1, 2, 3)],
+        DrawnImages(images.images, images.transform, crop=images.crop, seed=1)[Draw(1, 2, 3)],
     ]
     assert not any(torch.equal(first, other.image) for other in others)
     assert torch.equal(first, images[Draw(1, 2, 3)].image)
@@ -188,8 +193,8 @@ def test_a_batch_holds_the_images_it_names():
     batches = list(make_loader(images, evaluation_batches(7, batch_size=4), workers=0))
     assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6]]
     assert batches[1].targets.tolist() == [1, 2, 0]
-    pixels = np.asarray(load((), 5))[:, 2:22] / 255  # the centre of 20 x 24, which is resized to its own height
-    torch.testing.assert_close(batches[1].images[1], torch.tensor((pixels - 0.5) / 0.25).permute(2, 0, 1).float())
+    pixels = np.array(load((), 5))[:, 2:22]  # the centre of 20 x 24, which is resized to its own height
+    assert torch.equal(batches[1].images[1], torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 # Unreadable images
@@ -219,12 +224,50 @@ def test_an_unreadable_image_does_not_change_its_neighbours():
 
 
 def test_train_transform_takes_timms_settings():
-    steps = [str(step) for step in train_transform(CONFIG, hflip=0.0, scale=(0.7, 1.0), color_jitter=None).transforms]
-    assert len(steps) == 3  # crop, tensor, normalisation: nothing flips
-    assert "scale=(0.7, 1.0)" in steps[0]
-    assert "bilinear bicubic" in steps[0]
-    plain = train_transform(CONFIG, no_aug=True)
+    crop, transform = train_transform(CONFIG, hflip=0.0, scale=(0.7, 0.9), color_jitter=None)
+    assert len(transform.transforms) == 1  # to a tensor: nothing flips
+    assert (crop.scale, crop.interpolation) == ((0.7, 0.9), ["bilinear", "bicubic"])
+    crop, plain = train_transform(CONFIG, no_aug=True)
+    assert crop is None
     assert all(torch.equal(plain(load((), 0)), plain(load((), 0))) for _ in range(3))
+
+
+def test_training_images_are_timms_up_to_the_rounding_of_the_resize():
+    """The same random numbers, through timm's own transform; with colours left alone, which would magnify a level."""
+    crop, transform = train_transform(CONFIG, color_jitter=None)
+    timms = create_transform(**{**CONFIG, "interpolation": "random"}, is_training=True, color_jitter=None)
+    normalize = Normalize(CONFIG, torch.device("cpu"))
+    for position in range(20):
+        loading._seed(42, 0, position)
+        expected = timms(load((), 0))
+        sample = DrawnImages(image_set(1), transform, crop=crop)[Draw(0, position, 0)]
+        assert (normalize(sample.image[None])[0] - expected).abs().max() * CONFIG["std"][0] * 255 < 2.01
+
+
+def test_evaluation_images_are_timms_to_the_last_bit():
+    transform, timms = eval_transform(CONFIG), create_transform(**CONFIG)
+    normalize = Normalize(CONFIG, torch.device("cpu"))
+    for index in range(5):
+        image = load((), index)
+        assert torch.equal(normalize(transform(image)[None])[0], timms(image))
+
+
+def test_erasing_is_timms():
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    plain, erasing = (Normalize(CONFIG, torch.device("cpu"), re_prob=prob) for prob in (0.0, 0.5))
+    random.seed(1), torch.manual_seed(1)
+    expected = RandomErasing(0.5, mode="pixel", device="cpu")(plain(images))
+    random.seed(1), torch.manual_seed(1)
+    assert torch.equal(erasing(images), expected)
+    assert 0 < (expected != plain(images)).any(dim=(1, 2, 3)).sum() < 8
+
+
+def test_batches_are_bytes_with_channels_innermost():
+    batch = next(iter(make_loader(*training(), workers=0)))
+    assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (4, 3, 16, 16))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    normalized = Normalize(CONFIG, torch.device("cpu"))(batch.images)
+    assert normalized.is_contiguous()
 
 
 def test_timms_refusal_is_the_users_mistake():
@@ -235,7 +278,8 @@ def test_timms_refusal_is_the_users_mistake():
 def test_one_channel():
     grey = {**CONFIG, "input_size": (1, 16, 16)}
     assert eval_transform(grey)(load((), 0)).shape == (1, 16, 16)
-    images = DrawnImages(image_set(1), train_transform(grey, **AUGMENTATION))
+    crop, transform = train_transform(grey, **AUGMENTATION)
+    images = DrawnImages(image_set(1), transform, crop=crop)
     samples = images.__getitems__([Draw(0, position, 0) for position in range(40)])  # enough for each of its operations
     assert all(sample.image.shape == (1, 16, 16) for sample in samples)
 
@@ -243,7 +287,8 @@ def test_one_channel():
 def test_one_channel_is_normalised_by_the_mean_statistics():
     config = {**CONFIG, "input_size": (1, 16, 16), "mean": (0.1, 0.2, 0.6), "std": (0.1, 0.3, 0.5)}
     white = eval_transform(config)(Image.new("RGB", (16, 16), (255, 255, 255)))
-    torch.testing.assert_close(white, torch.full((1, 16, 16), (1 - 0.3) / 0.3))
+    normalized = Normalize(config, torch.device("cpu"))(white[None])
+    torch.testing.assert_close(normalized, torch.full((1, 1, 16, 16), (1 - 0.3) / 0.3))
 
 
 def test_other_channel_counts_are_refused():

@@ -111,7 +111,7 @@ def test_workers_and_this_process_read_side_by_side(tmp_path, pets):
 
 
 def _first_pixel(image):
-    return torch.tensor(image.getpixel((0, 0))[0])
+    return torch.tensor(image.getpixel((0, 0))[0]).view(1, 1, 1)
 
 
 # What does not fit

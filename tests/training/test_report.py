@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from t2t_vit.data.images import ImageSet, UnreadableImage
-from t2t_vit.data.loading import Batch, eval_transform
+from t2t_vit.data.loading import Batch, Normalize, eval_transform
 from t2t_vit.data.sources import open_source
 from t2t_vit.models.weights import build_model
 from t2t_vit.training import report
@@ -174,7 +174,8 @@ def test_predictions_are_those_of_the_network(tiny_config, picture_folder, tmp_p
     transform = eval_transform(checkpoint.data_config)
     readable = [index for index in range(8) if index != 1]
     with torch.inference_mode():
-        logits = model.eval()(torch.stack([transform(val.load(index)) for index in readable]))
+        images = torch.stack([transform(val.load(index)) for index in readable])
+        logits = model.eval()(Normalize(checkpoint.data_config, machine.device)(images))
     expected = logits.double().exp() / logits.double().exp().sum(dim=1, keepdim=True)
     assert [prediction.image_index for prediction in found] == readable
     assert [prediction.label for prediction in found] == [0, 0, 0, 1, 1, 1, 1]

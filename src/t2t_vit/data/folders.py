@@ -10,6 +10,7 @@ from typing import Protocol
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from t2t_vit.data.crops import Crop
 from t2t_vit.data.images import ImageSet, Part, Parts, read_image
 from t2t_vit.data.tars import TarTree
 from t2t_vit.errors import UserError, some
@@ -103,8 +104,10 @@ class FolderTree:
         return ImageSet(names, labels, partial(_load_file, self.root, files, names))
 
 
-def _load_file(root: Path, files: Sequence[str], names: Sequence[str], index: int) -> Image.Image:
-    return read_image(root / files[index], name=names[index])
+def _load_file(
+    root: Path, files: Sequence[str], names: Sequence[str], index: int, crop: Crop | None = None
+) -> Image.Image:
+    return read_image(root / files[index], crop, name=names[index])
 
 
 def _unreadable_folder(error: OSError) -> UserError:

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 from timm.data.readers import create_reader
 
+from t2t_vit.data.crops import Crop
 from t2t_vit.data.images import ImageSet, Part, Parts, UnreadableImage, read_image
 from t2t_vit.errors import UserError
 
@@ -81,10 +82,10 @@ def _read(path: str, split: str, **settings: Any) -> tuple[tuple[str, ...], Imag
     return class_names, ImageSet(names, labels, partial(_load, reader, names))
 
 
-def _load(reader: Any, names: list[str], index: int) -> Image.Image:
+def _load(reader: Any, names: list[str], index: int, crop: Crop | None = None) -> Image.Image:
     try:
         file, _ = reader[index]
     except OSError as error:  # the file that a row names is not there
         raise UnreadableImage(names[index], error.strerror or str(error)) from error
     with file:
-        return read_image(file, name=names[index])
+        return read_image(file, crop, name=names[index])

@@ -4,13 +4,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from t2t_vit.data.crops import Box, Crop
 from t2t_vit.errors import UserError
 
 
@@ -30,6 +32,12 @@ class UnreadableImage(UserError):
         return f"{self.name} is not a readable image: {self.reason}"
 
 
+class Load(Protocol):
+    """Index to RGB image: the whole, or what a crop makes of it. Raises UnreadableImage."""
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Image.Image: ...
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images, each decoded when asked for.
@@ -37,12 +45,14 @@ class ImageSet:
     Attributes:
         names: what to call each image, such as its path below the data folder, with "/".
         labels: the class of each image.
-        load: index to RGB image; raises UnreadableImage. It must pickle and survive a fork, for worker processes.
+        load: gives an image. It must pickle and survive a fork, for worker processes.
+        in_memory: whether it takes them from memory.
     """
 
     names: Sequence[str]
     labels: Sequence[int]
-    load: Callable[[int], Image.Image]
+    load: Load
+    in_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +66,7 @@ class ImageSet:
     def subset(self, rows: Sequence[int]) -> "ImageSet":
         """The images of these rows, in their order."""
         names, labels = [self.names[row] for row in rows], [self.labels[row] for row in rows]
-        return ImageSet(names, labels, partial(_load_row, self.load, rows))
+        return ImageSet(names, labels, partial(_load_row, self.load, rows), self.in_memory)
 
 
 @dataclass(frozen=True)
@@ -96,29 +106,46 @@ def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]
         names: of each image.
         labels: of each image.
     """
-    return ImageSet(names, labels, partial(_load_array, arrays))
+    return ImageSet(names, labels, partial(_load_array, arrays), in_memory=True)
 
 
-def read_image(file: str | Path | BinaryIO, *, name: str | None = None) -> Image.Image:
-    """The image in a file, in RGB.
+def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: str | None = None) -> Image.Image:
+    """The image in a file, in RGB: the whole, or what a crop makes of it.
 
     Args:
         file: a path or an open binary file.
+        crop: what the image is for, None for all of it.
         name: what an error calls it, the path if not given.
 
     Raises:
         UnreadableImage: whatever the decoder chokes on.
     """
     try:
+        source = BytesIO(Path(file).read_bytes()) if isinstance(file, str | Path) else file  # faster than in pieces
         # Corrupt EXIF, odd palettes, many pixels: the pixels are as good as anyone's.
-        with _NO_WARNINGS, Image.open(file) as image:
-            return _to_rgb(image)
+        with _NO_WARNINGS, Image.open(source) as image:
+            if crop is None:
+                return _to_rgb(image)
+            pixels = np.array(_to_rgb(_decode_part(image, crop)))
     except MemoryError:
         raise
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else None
         reason = reason or getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(name or str(file), reason) from error
+    return crop.resize(pixels)
+
+
+def _decode_part(image: Image.Image, crop: Crop) -> Image.Image:
+    """The part of an opened image that a crop chooses, smaller where the crop reduces it anyway."""
+    width, height = image.size
+    box = crop.choose(width, height)
+    reduction = crop.reduction(box)
+    if reduction > 1:
+        image.draft(None, (width // reduction, height // reduction))  # by 2, 4 or 8, and of JPEGs only
+        times = round(width / image.width)
+        box = Box(*(place // times for place in box))
+    return image.crop(box)
 
 
 class _NoWarnings:
@@ -149,15 +176,33 @@ _NO_WARNINGS = _NoWarnings()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
     if image.mode.startswith("I;16"):
         # Pillow clips these to 255, which turns nearly all of a 16-bit image white.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _load_row(load: Callable[[int], Image.Image], rows: Sequence[int], index: int) -> Image.Image:
-    return load(rows[index])
+def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = None) -> Image.Image:
+    return load(rows[index], crop)
 
 
-def _load_array(arrays: np.ndarray, index: int) -> Image.Image:
-    return Image.fromarray(arrays[index]).convert("RGB")
+def _load_array(arrays: np.ndarray, index: int, crop: Crop | None = None) -> Image.Image:
+    return crop_pixels([arrays[index]], crop)
+
+
+def crop_pixels(levels: Sequence[np.ndarray], crop: Crop | None) -> Image.Image:
+    """The image of these pixels, in RGB: the whole, or what a crop makes of it.
+
+    Args:
+        levels: the pixels, (H, W) or (H, W, 3), uint8, and after them, as far as there are such, those of the image
+            decoded at a half, a quarter and an eighth.
+    """
+    whole = levels[0]
+    if crop is None:
+        return Image.fromarray(whole).convert("RGB")
+    box = crop.choose(whole.shape[1], whole.shape[0])
+    level = min(crop.reduction(box).bit_length(), len(levels)) - 1
+    left, top, right, bottom = (place >> level for place in box)
+    part = levels[level][top:bottom, left:right]
+    return crop.resize(part if part.ndim == 3 else np.repeat(part[..., None], 3, axis=-1))

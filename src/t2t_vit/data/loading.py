@@ -14,12 +14,15 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, Grayscale, RandomCrop, Resize
 
+from t2t_vit.data.crops import Crop, ScaledCrop
+from t2t_vit.data.images import array_images
 from t2t_vit.data.sources import ImageSet, UnreadableImage
 from t2t_vit.errors import UserError
 
@@ -38,7 +41,7 @@ class Batch(NamedTuple):
     """What a loader yields. Unreadable images are left out, so that a batch may hold fewer images, or none.
 
     Attributes:
-        images: normalised, (B, C, H, W), float32.
+        images: (B, C, H, W), uint8, channels innermost in memory; `Normalize` makes of them what a network takes.
         targets: labels, (B,), int64.
         indices: where the images are in their set, (B,), int64.
         unreadable: a sentence for each image left out, with its name and the reason.
@@ -50,68 +53,100 @@ class Batch(NamedTuple):
     unreadable: list[str]
 
 
+# In the place of an unreadable image it keeps the shape, so that even a batch of none has one.
+BLANK = array_images(np.zeros((1, 32, 32), np.uint8), [""], [0])
+
+
 class Sample(NamedTuple):
-    image: Tensor  # (C, H, W)
+    image: Tensor  # (C, H, W), uint8
     target: int
     image_index: int
     unreadable: str | None
 
 
 def train_transform(
-    data_config: Mapping[str, Any],
-    *,
-    interpolation: str = "random",
-    crop_padding: float | None = None,
-    **augmentation: Any,
-) -> Transform:
-    """timm's training augmentation, from RGB image to normalised tensor.
+    data_config: Mapping[str, Any], *, crop_padding: float | None = None, **augmentation: Any
+) -> tuple[ScaledCrop | None, Transform]:
+    """timm's training augmentation, but for erasing: a crop, and what makes a uint8 tensor of it.
 
     Args:
         data_config: input_size (C, H, W), mean, std and whatever else timm's data configuration holds.
-        interpolation: of the resizing; "random" takes bilinear or bicubic, as timm's training does.
         crop_padding: resizes to the input size, pads by this share of it and crops that size again, as is usual for
             CIFAR, instead of cropping at random scales.
-        augmentation: arguments of timm.data.create_transform, such as hflip, scale, auto_augment, re_prob, no_aug.
+        augmentation: arguments of timm.data.create_transform, such as hflip, scale, auto_augment, no_aug.
+
+    Returns:
+        The crop that an image is loaded with, None where the whole is wanted, and the transform of what was loaded.
 
     Raises:
         UserError: timm does not take these settings.
     """
     try:
-        transform = _transform({**data_config, "interpolation": interpolation, **augmentation, "is_training": True})
+        steps = _steps({**data_config, "interpolation": "random", **augmentation, "is_training": True})
     except AssertionError as error:  # timm's way to refuse what it is asked for
         raise UserError(f"timm refuses these augmentation settings: {augmentation}. {error}") from error
-    return transform if crop_padding is None else _pad_and_crop(transform, data_config, crop_padding)
-
-
-def _pad_and_crop(transform: Compose, data_config: Mapping[str, Any], crop_padding: float) -> Compose:
-    """The transform with its crop at a random scale replaced."""
-    height, width = data_config["input_size"][1:]
+    place = next((i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation)), None)
+    if place is None:  # no_aug
+        return None, Compose(steps)
+    timms = steps.pop(place)
+    if crop_padding is None:
+        return ScaledCrop(timms), Compose(steps)
+    height, width = timms.size
     padding = [round(width * crop_padding), round(height * crop_padding)]
-    interpolation = str_to_interp_mode(data_config["interpolation"])
-    crop = [Resize((height, width), interpolation), RandomCrop((height, width), padding=padding)]
-    steps = list(transform.transforms)
-    place = next(i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation))
-    return Compose([*steps[:place], *crop, *steps[place + 1 :]])
+    resize = Resize((height, width), str_to_interp_mode(data_config["interpolation"]))
+    return None, Compose([*steps[:place], resize, RandomCrop((height, width), padding=padding), *steps[place:]])
 
 
 def eval_transform(data_config: Mapping[str, Any]) -> Transform:
-    """timm's resize, centre crop and normalisation, from RGB image to tensor.
+    """timm's resize and centre crop, from RGB image to uint8 tensor.
 
     Args:
         data_config: input_size (C, H, W), mean, std, crop_pct, interpolation: timm's data configuration.
     """
-    return _transform(data_config)
+    return Compose(_steps(data_config))
 
 
-def _transform(settings: Mapping[str, Any]) -> Compose:
+def _steps(settings: Mapping[str, Any]) -> list[Any]:
+    """timm's steps as far as they are done on one image."""
+    mean, _ = _statistics(settings)
+    steps = create_transform(**{**settings, "mean": mean}, normalize=False).transforms
+    return steps if settings["input_size"][0] == 3 else [Grayscale(), *steps]
+
+
+def _statistics(settings: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of each channel of the input."""
     in_chans = settings["input_size"][0]
     if in_chans == 3:
-        return create_transform(**settings)
+        return settings["mean"], settings["std"]
     if in_chans != 1:
         raise UserError(f"Images have 3 channels, or 1 in grey, got in_chans={in_chans}.")
-    # timm's loader averages the statistics too where the image has fewer channels than they have.
-    statistics = {key: (fmean(settings[key]),) for key in ("mean", "std")}
-    return Compose([Grayscale(), *create_transform(**{**settings, **statistics}).transforms])
+    # timm's loader averages them too where the image has fewer channels than they have.
+    return (fmean(settings["mean"]),), (fmean(settings["std"]),)
+
+
+class Normalize:
+    """Images as bytes to what a network takes: (images / 255 - mean) / std, on its device.
+
+    Args:
+        data_config: input_size (C, H, W), mean, std: timm's data configuration.
+        device: where the network is.
+        re_prob: probability that a rectangle of an image becomes noise, as timm's random erasing in its "pixel" mode;
+            Python's random numbers and torch's on the device say where and which.
+    """
+
+    def __init__(self, data_config: Mapping[str, Any], device: torch.device, *, re_prob: float = 0.0) -> None:
+        self.device = device
+        mean, std = (torch.tensor(values, device=device) for values in _statistics(data_config))
+        self.mean, self.std = mean[:, None, None], std[:, None, None]
+        self.erase = RandomErasing(re_prob, mode="pixel", device=device) if re_prob > 0 else None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W), uint8, anywhere, to float32 on the device."""
+        images = images.to(self.device, non_blocking=True)
+        images = images.to(torch.float32, memory_format=torch.contiguous_format)
+        # The steps of torchvision's ToTensor and Normalize, so that the numbers are the same to the last bit.
+        images = images.div_(255).sub_(self.mean).div_(self.std)
+        return images if self.erase is None else self.erase(images)
 
 
 class EpochBatches(Sampler[list[Draw]]):
@@ -189,8 +224,8 @@ def evaluation_batches(num_images: int, *, batch_size: int, rank: int = 0, world
 class DrawnImages(Dataset[Sample]):
     """Images by draw, transformed with random numbers that (seed, epoch, position) determine."""
 
-    def __init__(self, images: ImageSet, transform: Transform, *, seed: int = 42) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int = 42) -> None:
+        self.images, self.transform, self.crop, self.seed = images, transform, crop, seed
 
     def __getitem__(self, draw: Draw) -> Sample:
         return self.__getitems__([draw])[0]
@@ -202,12 +237,11 @@ class DrawnImages(Dataset[Sample]):
 
     def _sample(self, draw: Draw) -> Sample:
         unreadable = None
-        try:
-            image = self.images.load(draw.image_index)
-        except UnreadableImage as error:
-            # A blank one in its place keeps the shape, so that even a batch of none has one.
-            image, unreadable = Image.new("RGB", (32, 32)), str(error)
         _seed(self.seed, draw.epoch, draw.position)
+        try:
+            image = self.images.load(draw.image_index, self.crop)
+        except UnreadableImage as error:
+            image, unreadable = BLANK.load(0, self.crop), str(error)
         return Sample(self.transform(image), self.images.label(draw.image_index), draw.image_index, unreadable)
 
 
@@ -232,7 +266,8 @@ def _random_state_kept() -> Iterator[None]:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """The readable ones of the samples as one batch."""
-    images = torch.stack([sample.image for sample in samples])
+    # Channels are innermost in each: stacked so, they are copied in one piece.
+    images = torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
     targets = torch.tensor([sample.target for sample in samples])
     indices = torch.tensor([sample.image_index for sample in samples])
     unreadable = [sample.unreadable for sample in samples if sample.unreadable is not None]
@@ -267,6 +302,20 @@ def make_loader(
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own, or each iteration would take a number from the training's
     )
+
+
+class NormalizedLoader:
+    """A loader's batches with their images as a network takes them, on its device."""
+
+    def __init__(self, loader: "DataLoader[Batch]", normalize: Normalize) -> None:
+        self.loader, self.normalize = loader, normalize
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            yield batch._replace(images=self.normalize(batch.images))
 
 
 def default_workers() -> int:

@@ -228,7 +228,7 @@ def verify(source: Source, *, workers: int | None = None) -> list[str]:
 
 
 def _decoded(image: Image.Image) -> Tensor:
-    return torch.empty(0)  # to have been decoded is all that is asked of it
+    return torch.empty(3, 0, 0)  # to have been decoded is all that is asked of it
 
 
 @dataclass

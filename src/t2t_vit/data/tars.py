@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from t2t_vit.data.crops import Crop
 from t2t_vit.data.images import ImageSet, UnreadableImage, read_image
 from t2t_vit.errors import UserError
 
@@ -119,14 +120,16 @@ def tar_images(
     return ImageSet(names, labels, partial(_load_place, paths, np.array(places, dtype=np.int64), names))
 
 
-def _load_place(paths: Sequence[Path], places: np.ndarray, names: Sequence[str], index: int) -> Image.Image:
+def _load_place(
+    paths: Sequence[Path], places: np.ndarray, names: Sequence[str], index: int, crop: Crop | None = None
+) -> Image.Image:
     which, start, size = places[index].tolist()
     try:
         with paths[which].open("rb") as file:  # opened each time: processes must not share a position in it
             content = read_extent(file, (start, size))
     except OSError as error:
         raise UnreadableImage(names[index], error.strerror or str(error)) from error
-    return read_image(BytesIO(content), name=names[index])
+    return read_image(BytesIO(content), crop, name=names[index])
 
 
 def read_extent(file: BinaryIO, extent: Extent) -> bytes:

@@ -14,7 +14,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from t2t_vit.data.loading import DrawnImages, eval_transform, evaluation_batches, make_loader
+from t2t_vit.data.crops import Crop
+from t2t_vit.data.loading import DrawnImages, Normalize, eval_transform, evaluation_batches, make_loader
 from t2t_vit.data.sources import ImageSet, read_image
 from t2t_vit.deploy.config import PredictConfig
 from t2t_vit.errors import UserError
@@ -50,7 +51,7 @@ class Predictor:
         self.model = model.to(device).eval()
         self.class_names = tuple(class_names)
         self.transform = eval_transform(data_config)
-        self.device = device
+        self.normalize = Normalize(data_config, device)
 
     def __call__(self, image: Image.Image | str | os.PathLike[str], top_k: int | None = None) -> Labels:
         """The labels of one image, an open one or a file.
@@ -79,10 +80,10 @@ class Predictor:
 
     @torch.inference_mode()
     def label_batch(self, images: Tensor, top_k: int | None = None) -> list[Labels]:
-        """The labels of transformed images, (B, C, H, W), of any number of them."""
+        """The labels of transformed images, (B, C, H, W), uint8, of any number of them."""
         if not len(images):
             return []
-        probabilities = self.model(images.to(self.device)).float().softmax(dim=-1).cpu()  # (B, num_classes)
+        probabilities = self.model(self.normalize(images)).float().softmax(dim=-1).cpu()  # (B, num_classes)
         best = probabilities.topk(min(top_k or len(self.class_names), len(self.class_names)))
         return [
             [(self.class_names[index], value) for index, value in zip(indices, values, strict=True)]
@@ -173,8 +174,8 @@ def _class_names(model: nn.Module, checkpoint: Checkpoint) -> Sequence[str]:
     return checkpoint.class_names or published or [str(label) for label in range(cast(int, model.num_classes))]
 
 
-def _read_one(paths: Sequence[str], index: int) -> Image.Image:
-    return read_image(paths[index])
+def _read_one(paths: Sequence[str], index: int, crop: Crop | None = None) -> Image.Image:
+    return read_image(paths[index], crop)
 
 
 def _as_json(prediction: Prediction) -> dict[str, Any]:

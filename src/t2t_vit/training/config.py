@@ -106,6 +106,7 @@ class TrainConfig:
     workers: int | None = option(
         None, "processes that load images, for each training process; by default one a core", short="j", group=MACHINE
     )
+    cache: bool = option(False, "decode each image once, before training, and keep it in memory", group=MACHINE)
     checkpoint_every: int = option(0, "steps between checkpoints inside an epoch, 0 for none", group=MACHINE)
     checkpoint_hist: int = option(1, "checkpoints kept of the last epochs", group=MACHINE)
     seed: int = option(42, "of weights, order, augmentation and dropout", group=MACHINE)

@@ -10,9 +10,15 @@ from timm.layers import to_2tuple
 from timm.models import get_model_input_config
 from timm.task.evaluator import ClassificationEvaluator
 from torch import nn
-from torch.utils.data import DataLoader
 
-from t2t_vit.data.loading import Batch, DrawnImages, eval_transform, evaluation_batches, make_loader
+from t2t_vit.data.loading import (
+    DrawnImages,
+    Normalize,
+    NormalizedLoader,
+    eval_transform,
+    evaluation_batches,
+    make_loader,
+)
 from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation
 from t2t_vit.errors import UserError
 from t2t_vit.models.weights import build_model
@@ -44,7 +50,7 @@ class Accuracy:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    loader: "DataLoader[Batch]",
+    loader: NormalizedLoader,
     machine: Machine,
     display: Display,
     *,
@@ -70,7 +76,7 @@ def evaluate(
             unreadable += batch.unreadable
             if len(batch.images):
                 with machine.autocast():
-                    logits = model(batch.images.to(machine.device, non_blocking=True))
+                    logits = model(batch.images)
                 evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
             steps.advance()
             if stop():
@@ -89,14 +95,15 @@ def evaluate(
 
 def evaluation_loader(
     images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
-) -> "DataLoader[Batch]":
-    """Batches of every image once, over all processes, resized and cropped as the data configuration says."""
-    return make_loader(
+) -> NormalizedLoader:
+    """Every image once, over all processes, resized, cropped and normalised as the data configuration says."""
+    loader = make_loader(
         DrawnImages(images, eval_transform(data_config)),
         evaluation_batches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",
     )
+    return NormalizedLoader(loader, Normalize(data_config, machine.device))
 
 
 def data_config_of(model: nn.Module, **known: Any) -> dict[str, Any]:

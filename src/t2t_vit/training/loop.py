@@ -1,10 +1,11 @@
 """The training loop: one for every recipe.
 
-Everything random is drawn anew from (seed, epoch, step): order and augmentation by the loader, mixup and dropout by a
-seed set before each step. So a run that continues from a checkpoint needs no state of random number generators, and
-ends with the very weights of one that was never stopped.
+Everything random is drawn anew from (seed, epoch, step): order and augmentation by the loader, erasing, mixup and
+dropout by a seed set before each step. So a run that continues from a checkpoint needs no state of random number
+generators, and ends with the very weights of one that was never stopped.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,16 @@ from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
+from t2t_vit.data.cache import cached, refuse_large_cache
+from t2t_vit.data.loading import (
+    Batch,
+    DrawnImages,
+    EpochBatches,
+    Normalize,
+    NormalizedLoader,
+    make_loader,
+    train_transform,
+)
 from t2t_vit.data.preflight import preflight
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError, some
@@ -153,6 +163,7 @@ class Run:
             self.model.to(memory_format=torch.channels_last)
         self.data_config = data_config_of(self.model, img_size=config.img_size, crop_pct=config.crop_pct)
         self.about = model_section(name, model_args, class_names=class_names, data_config=self.data_config)
+        self.normalize = Normalize(self.data_config, self.machine.device, re_prob=config.reprob)
         self.mixup = build_mixup(config, num_classes=len(class_names))
         self.full_share = self._share_of_batch()
         self.task = build_task(config, self.model, self.machine, class_names)
@@ -254,10 +265,10 @@ class Run:
     def _step(self, batch: Batch) -> None:
         """One update of the weights, or none where the gradient is not finite."""
         self.schedule.step_update(self._steps_done())
-        seed = self._seed_step()
+        self._seed_step()
         self.optimizer.zero_grad()
         loss_sum, num_images = 0.0, 0
-        for images, targets, share, last in self._parts(batch, seed):
+        for images, targets, share, last in self._parts(batch):
             with self.task.no_sync() if not last else torch.enable_grad():
                 with self.machine.autocast():
                     loss = self.task(images, targets)["loss"]
@@ -282,14 +293,14 @@ class Run:
         self.progress.loss_sum += loss_sum
         self.progress.num_images += num_images
 
-    def _parts(self, batch: Batch, seed: int) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
-        """The batch on the device, mixed, in the parts that go through the network one after another.
+    def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
+        """The batch on the device as the network takes it, in the parts that go through it one after another.
 
         Yields images, targets, the share of the batch that they are, and whether it is the last part.
         """
         device = self.machine.device
         layout = torch.channels_last if self.config.channels_last else torch.preserve_format
-        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        images = self.normalize(batch.images).to(memory_format=layout)
         targets = batch.targets.to(device, non_blocking=True)
         if self.mixup is not None:  # it pairs images: an odd one is left out
             even = len(images) // 2 * 2
@@ -299,7 +310,6 @@ class Run:
             images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
             full = float("inf")
         if self.mixup is not None:
-            np.random.seed(seed % 2**32)
             images, targets = self.mixup(images, targets)
         parts = min(self.config.grad_accum_steps, len(images))
         for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
@@ -308,12 +318,13 @@ class Run:
     def _steps_done(self) -> int:
         return self.progress.epoch * self.batches.batches_per_epoch + self.progress.batch
 
-    def _seed_step(self) -> int:
-        """Starts the random numbers of mixup and dropout; each process has its own."""
+    def _seed_step(self) -> None:
+        """Starts the random numbers of erasing, mixup and dropout; each process has its own."""
         key = (self.config.seed, self._steps_done(), self.machine.rank)
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        return seed
 
     def _skip_step(self, batch: Batch, loss_sum: float) -> None:
         """Counts and records a step that is not taken; stops the run when they come one after another."""
@@ -348,7 +359,7 @@ class Run:
         """Whether to leave in the middle of an evaluation, which several processes would have to agree on."""
         return self.interruption.signal is not None and self.machine.world_size == 1
 
-    def _finish_epoch(self, val_loader: "DataLoader[Batch]", speed: dict[str, float]) -> None:
+    def _finish_epoch(self, val_loader: NormalizedLoader, speed: dict[str, float]) -> None:
         """Evaluates, records and saves."""
         progress = self.progress
         loss_sum, num_images = self._totals()
@@ -472,9 +483,9 @@ class Run:
             f"Continuing {self.directory.path} at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}."
         )
 
-    def _loaders(self) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
+    def _loaders(self) -> tuple["DataLoader[Batch]", NormalizedLoader]:
         config = self.config
-        transform = train_transform(
+        crop, transform = train_transform(
             self.data_config,
             crop_padding=config.crop_padding,
             scale=config.scale,
@@ -483,17 +494,20 @@ class Run:
             vflip=config.vflip,
             color_jitter=config.color_jitter,
             auto_augment=config.aa,
-            re_prob=config.reprob,
-            re_mode="pixel",
         )
+        train, val = self.source.train, self.source.val
+        if config.cache:
+            self.machine.ask_first(lambda: refuse_large_cache((train, crop), (val, None)))
+            self.display.say(f"decoding {len(train) + len(val):,} images, to keep them in memory")
+            train, val = cached(train, crop), cached(val)
         train_loader = make_loader(
-            DrawnImages(self.source.train, transform, seed=config.seed),
+            DrawnImages(train, transform, crop=crop, seed=config.seed),
             self.batches,
             workers=config.workers,
             pin_memory=self.machine.device.type == "cuda",
         )
         val_loader = evaluation_loader(
-            self.source.val,
+            val,
             self.data_config,
             batch_size=max(1, config.batch_size // self.machine.world_size),
             machine=self.machine,
@@ -511,7 +525,7 @@ class Run:
             warn=self.display.say,
         )
 
-    def _report(self, val_loader: "DataLoader[Batch]") -> None:
+    def _report(self, val_loader: NormalizedLoader) -> None:
         best = self.progress.best()
         assert best is not None
         summary = RunSummary(

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader
 
 import t2t_vit
-from t2t_vit.data.loading import Batch
+from t2t_vit.data.loading import NormalizedLoader
 from t2t_vit.data.sources import ImageSet, UnreadableImage
 from t2t_vit.models.weights import build_model
 from t2t_vit.training.logs import Display, format_duration, write_whole
@@ -68,7 +67,7 @@ class RunSummary:
 def write_report(
     path: Path,
     checkpoint: Path,
-    loader: "DataLoader[Batch]",
+    loader: NormalizedLoader,
     summary: RunSummary,
     *,
     machine: Machine,
@@ -105,7 +104,7 @@ def _describe(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def predict(checkpoint: Path, loader: "DataLoader[Batch]", machine: Machine, display: Display) -> list[Prediction]:
+def predict(checkpoint: Path, loader: NormalizedLoader, machine: Machine, display: Display) -> list[Prediction]:
     """What the network of a checkpoint says of this process's images, those that can be read."""
     model = build_model(checkpoint)[0].to(machine.device).eval()
     predictions: list[Prediction] = []
@@ -113,7 +112,7 @@ def predict(checkpoint: Path, loader: "DataLoader[Batch]", machine: Machine, dis
         for batch in loader:
             if len(batch.images):
                 with machine.autocast():
-                    logits = model(batch.images.to(machine.device, non_blocking=True))
+                    logits = model(batch.images)
                 likeliest = logits.float().softmax(dim=-1).cpu().topk(min(5, logits.shape[-1]))  # (B, 5)
                 in_top5 = (likeliest.indices == batch.targets[:, None]).any(dim=-1)
                 columns = (batch.indices, batch.targets, likeliest.indices[:, 0], likeliest.values[:, 0], in_top5)

@@ -16,7 +16,7 @@ from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.recipes import recipe_for
 
 HARMLESS = (
-    "data_dir", "output", "resume", "show", "workers", "checkpoint_every", "checkpoint_hist", "log_to",
+    "data_dir", "output", "resume", "show", "workers", "cache", "checkpoint_every", "checkpoint_hist", "log_to",
 )  # fmt: skip
 """Settings that a run may change when it goes on."""
 INDIRECT = {"model": ("model",), "data": ("class_names", "split"), "amp": ("precision",), "amp_dtype": ("precision",)}

@@ -1,0 +1,121 @@
+"""Images decoded once and kept in memory, for sets that fit there."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from t2t_vit.data.crops import Box, Crop, ScaledCrop
+from t2t_vit.data.images import ImageSet, Load, UnreadableImage, crop_pixels
+from t2t_vit.errors import UserError
+
+NUM_SAMPLED = 64
+NUM_THREADS = 8
+MAX_SHARE = 0.8  # of the free memory: the training wants some too
+
+Decoded = list[np.ndarray] | UnreadableImage
+"""The pixels of an image, and those at a half, a quarter, an eighth where a crop would have it decoded so."""
+
+
+def refuse_large_cache(*parts: tuple[ImageSet, ScaledCrop | None]) -> None:
+    """Judges by a sample of the images whether they would fit in memory, in each training process of this machine.
+
+    Args:
+        parts: images, and what they are cropped with.
+
+    Raises:
+        UserError: they would not, or they are in memory as it is.
+    """
+    if any(images.in_memory for images, _ in parts):
+        raise UserError("--cache keeps decoded images in memory, where these are already: leave it out.")
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun sets it
+    needed = copies * sum(_estimate_bytes(images, crop) for images, crop in parts)
+    free = _free_memory()
+    if needed > MAX_SHARE * free:
+        count = sum(len(images) for images, _ in parts)
+        raise UserError(
+            f"--cache would keep {count:,} decoded images in memory, about {needed / 2**30:.2g} GB in {copies} "
+            f"process(es), and takes at most {MAX_SHARE:.0%} of the {free / 2**30:.2g} GB that are free: leave it out."
+        )
+
+
+def cached(images: ImageSet, crop: ScaledCrop | None = None) -> ImageSet:
+    """The same images, decoded now: what is loaded from them is the same to the last bit.
+
+    Worker processes share the memory where they are forked.
+
+    Args:
+        crop: what they are going to be loaded with.
+    """
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        decoded = list(pool.map(partial(_decode, images.load, crop), range(len(images))))
+    return ImageSet(images.names, images.labels, partial(_load_decoded, decoded), in_memory=True)
+
+
+def _decode(load: Load, crop: ScaledCrop | None, index: int) -> Decoded:
+    try:
+        whole = np.array(load(index))  # (H, W, 3)
+        levels = [whole]
+        while crop is not None and len(levels) < 4 and crop.reduction(_box(whole)) >= 2 ** len(levels):
+            level = np.array(load(index, _Whole(2 ** len(levels))))
+            if level.shape == whole.shape:
+                break  # only JPEGs are decoded smaller
+            levels.append(level)
+    except UnreadableImage as error:
+        return error
+    return levels
+
+
+def _box(pixels: np.ndarray) -> Box:
+    return Box(0, 0, pixels.shape[1], pixels.shape[0])
+
+
+class _Whole:
+    """All of an image, decoded so many times smaller."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def choose(self, width: int, height: int) -> Box:
+        return Box(0, 0, width, height)
+
+    def reduction(self, box: Box) -> int:
+        return self.times
+
+    def resize(self, pixels: np.ndarray) -> Image.Image:
+        return Image.fromarray(pixels)
+
+
+def _load_decoded(decoded: Sequence[Decoded], index: int, crop: Crop | None = None) -> Image.Image:
+    levels = decoded[index]
+    if isinstance(levels, UnreadableImage):
+        raise levels
+    return crop_pixels(levels, crop)
+
+
+def _estimate_bytes(images: ImageSet, crop: ScaledCrop | None) -> float:
+    rows = np.linspace(0, len(images) - 1, min(NUM_SAMPLED, len(images))).round().astype(int)
+    sizes = []
+    for row in rows.tolist():
+        levels = _decode(images.load, crop, row)
+        sizes.append(0 if isinstance(levels, UnreadableImage) else sum(level.nbytes for level in levels))
+    return len(images) * float(np.mean(sizes))
+
+
+def _free_memory() -> float:
+    """Bytes that this process may still take: the machine's, or those left of a container's."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    except OSError:  # not a Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    free = 1024 * float(lines["MemAvailable"].split()[0])
+    group = Path("/sys/fs/cgroup")
+    try:
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, float((group / "memory.max").read_text()) - float(used["anon"]))
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        return free

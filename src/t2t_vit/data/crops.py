@@ -1,0 +1,66 @@
+"""Random crops that are drawn before an image is decoded, so that a large one is decoded no larger than they need."""
+
+import random
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_to_str
+from torch.nn.functional import interpolate
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels; right and bottom are the first beyond it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class Crop(Protocol):
+    """What an image is loaded for: a part of it, and what to make of that."""
+
+    def choose(self, width: int, height: int) -> Box:
+        """The part of an image of this size."""
+
+    def reduction(self, box: Box) -> int:
+        """How many times smaller the image may be decoded for that part, at least 1."""
+
+    def resize(self, pixels: np.ndarray) -> Image.Image:
+        """What becomes of the part, (H, W, 3), uint8."""
+
+
+class ScaledCrop:
+    """timm's crop at a random scale: the same random numbers give the same box and the same interpolation.
+
+    What differs is who decodes and resizes. A JPEG of which the box is to be reduced to a half or less is decoded at
+    a half, a quarter or an eighth, and the box lies on whole pixels of that. torch resizes bytes with the processor's
+    vectors where Pillow, which timm calls, does not; the results are a level or two apart.
+
+    Args:
+        crop: timm's, which sets the scale, the ratio, the size and the interpolation.
+    """
+
+    def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
+        self.scale, self.ratio = crop.scale, crop.ratio
+        self.height, self.width = crop.size
+        self.interpolation = [interp_mode_to_str(mode) for mode in crop.interpolation]
+
+    def choose(self, width: int, height: int) -> Box:
+        """Draws the part of an image of this size."""
+        image = torch.empty(height, width, device="meta")  # only the size is looked at
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
+        return Box(left, top, left + width, top + height)
+
+    def reduction(self, box: Box) -> int:
+        """How many times smaller the image may be decoded and still have the pixels of the crop in this part."""
+        return max(1, min((box.right - box.left) // self.width, (box.bottom - box.top) // self.height))
+
+    def resize(self, pixels: np.ndarray) -> Image.Image:
+        """The part, (H, W, 3), uint8, at the size of the crop, by an interpolation drawn at random."""
+        images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, H, W), channels innermost in memory
+        size, mode = (self.height, self.width), random.choice(self.interpolation)
+        resized = interpolate(images, size, mode=mode, antialias=True)
+        return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
