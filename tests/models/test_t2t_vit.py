@@ -187,3 +187,21 @@ def test_every_released_file_has_its_configuration():
     assert (imagenet.crop_pct, imagenet.interpolation) == (0.9, "bicubic")
     assert get_pretrained_cfg("t2t_vit_14.cifar100").num_classes == 100
     assert get_pretrained_cfg("t2t_vit_14_wide").url == ""
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_network_is_compiled_as_one_graph_and_twice_at_most(name, amp):
+    """The second time for a batch of another size, whatever sizes follow."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model = torch.compile(timm.create_model(name, img_size=32, depth=1), backend=count, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        for batch_size in (4, 4, 3, 5, 2):
+            model(torch.randn(batch_size, 3, 32, 32)).sum().backward()
+    assert len(graphs) <= 2

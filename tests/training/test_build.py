@@ -197,3 +197,9 @@ def test_a_teacher_of_another_image_size_or_without_weights_is_refused(tiny_conf
     config = tiny_config(teacher="t2t_vit_7_no_t2t")
     with pytest.raises(UserError, match=r"t2t_vit_7_no_t2t comes without weights: .* Give them with --teacher-check"):
         build_task(config, network(config), find_machine("cpu"), CLASSES)
+
+
+@pytest.mark.parametrize(("opt", "fused"), [("adamw", True), ("momentum", True), ("lamb", None)])
+def test_an_optimizer_is_fused_where_it_can_be(opt, fused, tiny_config):
+    config = tiny_config(opt=opt)
+    assert build_optimizer(config, network(config)).defaults.get("fused") is fused
