@@ -49,7 +49,9 @@ def soft_splits(
     """A map, and what becomes of it in the two ways."""
     width = chans * split[0] ** 2
     norm, linear, unfold = nn.LayerNorm(width), nn.Linear(width, dim), SoftSplit(*split)
-    x = torch.randn(BATCH, chans, side, side).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(BATCH, chans, side, side)
+    if chans > 3:  # tokens lie channels last, images do not
+        x = x.contiguous(memory_format=torch.channels_last)
 
     def plainly(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

@@ -15,6 +15,7 @@ compiled, the official code is eager, and timm's ViT is eager with eager and com
 
 import argparse
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from t2t_vit.insight.benchmark import Row, hardware_name, rows_of
+from t2t_vit.insight.benchmark import Row, draw_rows, hardware_name, rows_of
 from t2t_vit.insight.complexity import count_macs, new_table, print_table, write_csv
 from t2t_vit.insight.contenders import Contender, Network, build_model, build_official, measure, official_models
 from t2t_vit.models.tokens import TokensToToken
@@ -281,6 +282,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="of time (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of each process on the CPU; by default torch's choice")
+    parser.add_argument("--plot", metavar="FILE", help="a picture of the whole networks, uncompiled")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="(default: %(default)s)"
     )
@@ -288,6 +290,7 @@ def main() -> None:
     if args.official:
         official_models(args.official)  # refuses what is none, before anything is measured
     args.output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for all alike, as the command line does
     device = find_machine(args.device, amp=False).device
     hardware = hardware_name(device)
 
@@ -315,6 +318,8 @@ def main() -> None:
         )
     print_table(table)
     print(f"{hardware}, torch {torch.__version__}; {args.output}")
+    if args.plot:
+        draw_rows([row for row in rows if row.compile == "no" and "tokens" not in row.model], args.plot)
 
 
 if __name__ == "__main__":
