@@ -5,6 +5,7 @@ dropout by a seed set before each step. So a run that continues from a checkpoin
 generators, and ends with the very weights of one that was never stopped.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -267,7 +268,8 @@ class Run:
         self.schedule.step_update(self._steps_done())
         self._seed_step()
         self.optimizer.zero_grad()
-        loss_sum, num_images = 0.0, 0
+        losses: list[Tensor] = []
+        counts: list[int] = []
         for images, targets, share, last in self._parts(batch):
             with self.task.no_sync() if not last else torch.enable_grad():
                 with self.machine.autocast():
@@ -276,11 +278,15 @@ class Run:
                 # average are those of one process, though an image may be unreadable in one of them.
                 self.scaler.scale(loss * share).backward()
             if share > 0:  # else it stands for images that are all unreadable
-                loss_sum, num_images = loss_sum + loss.item() * len(images), num_images + len(images)
+                losses.append(loss.detach())
+                counts.append(len(images))
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-        if not torch.isfinite(norm):  # the same in every process: it holds the gradient of all
+        # The one time that a step waits for the device. The norm is the same in every process: it is that of all.
+        *values, norm_value = torch.stack([*losses, norm.to(self.machine.device)]).tolist()
+        loss_sum = sum(value * count for value, count in zip(values, counts, strict=True))
+        if not math.isfinite(norm_value):
             self._skip_step(batch, loss_sum)
             self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)
             return
@@ -291,7 +297,7 @@ class Run:
         self.task.update_ema(step=self._steps_done() + 1)
         self.progress.bad_in_a_row = 0
         self.progress.loss_sum += loss_sum
-        self.progress.num_images += num_images
+        self.progress.num_images += sum(counts)
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
         """The batch on the device as the network takes it, in the parts that go through it one after another.
@@ -353,7 +359,7 @@ class Run:
 
     def _interrupted(self) -> bool:
         """Whether any process was asked to end; all agree."""
-        return any(self.machine.gather(self.interruption.signal is not None))
+        return self.machine.any(self.interruption.signal is not None)
 
     def _must_leave(self) -> bool:
         """Whether to leave in the middle of an evaluation, which several processes would have to agree on."""

@@ -60,6 +60,14 @@ class Machine:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process, in each of them; quick enough for every step."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        return bool(flags.item())
+
     def ask_first(self, question: Callable[[], T]) -> T:
         """What the first process answers, in every process; its `UserError` too."""
         answer: Any = None
