@@ -15,7 +15,6 @@ compiled, the official code is eager, and timm's ViT is eager with eager and com
 
 import argparse
 import dataclasses
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -290,7 +289,6 @@ def main() -> None:
     if args.official:
         official_models(args.official)  # refuses what is none, before anything is measured
     args.output.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for all alike, as the command line does
     device = find_machine(args.device, amp=False).device
     hardware = hardware_name(device)
 

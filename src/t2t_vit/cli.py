@@ -130,8 +130,6 @@ def _run(argv: Sequence[str]) -> int:
     # Before torch starts its threads. By default they spin for long while they wait for one another, and where loader
     # workers or other programs share the cores, training slows down several times (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Large tensors come in large pages where the system has them: on a CPU fresh memory is a good part of the time.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
     # here, so that `t2t-vit --help` does not wait for argparse
     from t2t_vit import official
