@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2t_vit.models.attention import attention
@@ -72,20 +73,19 @@ def attentions(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Queries, keys and values of 6 heads of 64, and attention by the two kernels."""
 
-    def attend(qkv: Tensor, max_tokens: int) -> Tensor:
-        q, k, v = qkv.reshape(batch, num_tokens, 3, 6, 64).permute(2, 0, 3, 1, 4)
-        return attention(q, k, v, scale=0.125, max_tokens=max_tokens).transpose(1, 2).reshape(batch, num_tokens, -1)
+    def products(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+    def of_heads(attend: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        def run(qkv: Tensor) -> Tensor:
+            q, k, v = qkv.reshape(batch, num_tokens, 3, 6, 64).permute(2, 0, 3, 1, 4)
+            return attend(q, k, v, scale=0.125).transpose(1, 2).reshape(batch, num_tokens, -1)
+
+        return run
 
     qkv = torch.randn(batch, num_tokens, 3 * 6 * 64, dtype=dtype, requires_grad=True)
-    if dtype == torch.bfloat16:
-        return qkv, lambda qkv: attend(qkv, 0), lambda qkv: attend(qkv, num_tokens)
-
-    def products(qkv: Tensor) -> Tensor:
-        q, k, v = qkv.reshape(batch, num_tokens, 3, 6, 64).permute(2, 0, 3, 1, 4)
-        weights = (0.125 * q @ k.transpose(-2, -1)).softmax(dim=-1)
-        return (weights @ v).transpose(1, 2).reshape(batch, num_tokens, -1)
-
-    return qkv, lambda qkv: attend(qkv, 0), products
+    second = attention if dtype == torch.bfloat16 else products  # in float32 the fused kernel is ours
+    return qkv, of_heads(F.scaled_dot_product_attention), of_heads(second)
 
 
 def compare(

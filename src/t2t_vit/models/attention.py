@@ -4,15 +4,22 @@ import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+MAX_STORED_TOKENS = 1024
+"""Tokens up to which products store the weights of attention for the backward pass."""
+QUERIES_AT_A_TIME = 256
+"""Of more tokens than that."""
 
 
 @torch.fx.wrap
 @register_notrace_function
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0, max_tokens: int = 1024) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) -> Tensor:
     """softmax(scale q k^T) v.
 
     PyTorch's fused kernels store no weights of attention, and on a GPU nothing is quicker. On a CPU in bfloat16 two
-    plain products are, until the memory that the weights take has made up for it at about 3,000 tokens (docs/log.md).
+    plain products are (docs/log.md). Of many tokens they take a part of the queries at a time, and the backward pass
+    computes the weights again, so that the memory is linear in the tokens here too.
 
     Args:
         q: queries, (B, heads, N, D).
@@ -20,14 +27,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0, 
         v: values, (B, heads, N, D).
         scale: of the products.
         drop: probability that a weight is dropped.
-        max_tokens: N up to which it is computed by products where these are quicker.
 
     Returns:
         (B, heads, N, D).
     """
-    if q.is_cpu and q.dtype == torch.bfloat16 and q.shape[2] <= max_tokens:
-        B, num_heads, N, D = q.shape
-        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B * heads, N, D)
-        logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
-        return torch.bmm(F.dropout(logits.softmax(dim=-1), drop), v).reshape(B, num_heads, N, D)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=scale)
+    if not torch.jit.is_scripting() and q.is_cpu and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if not (q.is_cpu and q.dtype == torch.bfloat16):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=scale)
+    shape = q.shape
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B * heads, N, D)
+    if torch.jit.is_scripting() or shape[2] <= MAX_STORED_TOKENS:
+        return _products(q, k, v, scale, drop).reshape(shape)
+    parts = [
+        checkpoint(_products, part, k, v, scale, drop, use_reentrant=False)
+        for part in torch.split(q, QUERIES_AT_A_TIME, dim=1)
+    ]
+    return torch.cat(parts, dim=1).reshape(shape)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float) -> Tensor:
+    logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
+    return torch.bmm(F.dropout(logits.softmax(dim=-1), drop), v)

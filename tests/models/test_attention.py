@@ -1,0 +1,71 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from t2t_vit.models import attention as module
+from t2t_vit.models.attention import attention
+
+SHAPE = (2, 3, 20, 8)  # (B, heads, N, D)
+
+
+def random_qkv(dtype=torch.bfloat16):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(SHAPE, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+@pytest.fixture
+def many_tokens(monkeypatch):
+    """Twenty tokens are many, and taken seven at a time."""
+    monkeypatch.setattr(module, "MAX_STORED_TOKENS", 19)
+    monkeypatch.setattr(module, "QUERIES_AT_A_TIME", 7)
+
+
+def result_and_gradients(attend, tensors):
+    result = attend(*tensors)
+    gradients = torch.autograd.grad(result, tensors, torch.ones_like(result).cumsum(dim=2))
+    return [result, *gradients]
+
+
+def agree_with_the_fused_kernel():
+    ours = result_and_gradients(lambda q, k, v: attention(q, k, v, scale=0.3), random_qkv())
+    exact = [tensor.detach().float().requires_grad_() for tensor in random_qkv()]
+    fused = result_and_gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), exact)
+    for our, their in zip(ours, fused, strict=True):
+        assert our.dtype == torch.bfloat16
+        assert (our.float() - their).norm() <= 0.01 * their.norm()
+
+
+def test_products_agree_with_the_fused_kernel():
+    agree_with_the_fused_kernel()
+
+
+@pytest.mark.usefixtures("many_tokens")
+def test_products_of_many_tokens_agree_with_the_fused_kernel():
+    agree_with_the_fused_kernel()
+
+
+@pytest.mark.usefixtures("many_tokens")
+def test_no_weights_of_many_tokens_are_stored():
+    stored = []
+    tensors = random_qkv()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: stored.append(tensor.shape) or tensor, lambda x: x):
+        attention(*tensors, scale=0.3)
+    assert not any(shape[-1] == SHAPE[2] for shape in stored)
+
+
+@pytest.mark.usefixtures("many_tokens")
+def test_weights_that_are_computed_again_drop_the_same_ones():
+    q, k, v = random_qkv()
+    result = attention(q, k, v, scale=0.3, drop=0.5)
+    upstream = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(result.dtype)
+    (gradient,) = torch.autograd.grad(result, v, upstream)
+    # linear in v: upstream . (A v) = (A^T upstream) . v, whatever weights A were dropped
+    forward, backward = ((a.float() * b.float()).sum() for a, b in ((upstream, result), (gradient, v)))
+    torch.testing.assert_close(forward, backward, rtol=0.02, atol=0.5)
+
+
+def test_autocast_chooses_the_type_as_for_the_fused_kernel():
+    q, k, v = random_qkv(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(q, k, v, scale=0.3).dtype == torch.bfloat16
+    assert attention(q, k, v, scale=0.3).dtype == torch.float32
