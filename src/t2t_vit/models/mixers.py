@@ -52,20 +52,24 @@ def _performer_attention(
 ) -> Tensor:
     given = v.dtype
     q, k, v, w, out, bias = q.to(exact), k.to(exact), v.to(exact), w.to(exact), out.to(exact), bias.to(exact)
-    log_q = q @ w.t() - q.square().sum(dim=-1, keepdim=True) / 2  # (B, N, m)
-    log_k = k @ w.t() - k.square().sum(dim=-1, keepdim=True) / 2  # (B, N, m)
-    max_q = log_q.amax(dim=-1, keepdim=True).detach()  # (B, N, 1)
-    max_k = log_k.amax(dim=(1, 2), keepdim=True).detach()  # (B, 1, 1)
-    phi_q = (log_q - max_q).exp()
-    phi_k = (log_k - max_k).exp()
+    log_q, log_k = _log_features(q, w), _log_features(k, w)  # (B, N, m)
+    max_q = log_q.detach().amax(dim=-1, keepdim=True)  # (B, N, 1)
+    max_k = log_k.detach().amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
+    phi_q = log_q.sub_(max_q).exp_()
+    phi_k = log_k.sub_(max_k).exp_()
 
     context = phi_k.transpose(1, 2) @ v @ out.t()  # (B, m, E)
-    total = phi_q @ phi_k.sum(dim=1).unsqueeze(-1)  # (B, N, 1)
+    total = torch.linalg.vecdot(phi_q, phi_k.sum(dim=1, keepdim=True)).unsqueeze(-1)  # (B, N, 1)
     # The eps of the official code, with which released weights were evaluated, gets the factor m that both sums lack.
     # Beyond e^60 the quotient is zero in float32 either way; below e^-60 the true denominator is exactly zero for any
     # sane w, and a floor keeps its gradient finite.
     scaled_eps = (math.log(1e-8 * w.shape[0]) - max_q - max_k).clamp(-60.0, 60.0).exp()
-    return (phi_q @ context / (total + scaled_eps) + bias).to(given)
+    return (phi_q @ context / (total + scaled_eps)).add_(bias).to(given)
+
+
+def _log_features(x: Tensor, w: Tensor) -> Tensor:
+    """w x - |x|^2 / 2, (B, N, m)."""
+    return torch.baddbmm(x.square().sum(dim=-1, keepdim=True), x, w.t().expand(x.shape[0], -1, -1), beta=-0.5)
 
 
 class PerformerMixer(nn.Module):
@@ -130,7 +134,7 @@ class PerformerMixer(nn.Module):
             x, norm.weight, norm.bias, self.eps, kqv.weight, kqv.bias, self.split, self.of_pixels
         )
         k, q, v = x.chunk(3, dim=-1)
-        x = v + self.drop(performer_attention(q, k, v, self.w, self.proj.weight, self.proj.bias))
+        x = self.drop(performer_attention(q, k, v, self.w, self.proj.weight, self.proj.bias)).add_(v)
         return x + self.mlp(self.norm2(x))
 
 

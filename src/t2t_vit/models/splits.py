@@ -71,9 +71,14 @@ def linear_over_patches(x: Tensor, weight: Tensor, bias: Tensor | None, split: S
     Returns:
         Tokens, (B, N, D), a view of a map with the channels last in memory.
     """
+    return to_tokens(convolve(x, weight, bias, split))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, split: Split) -> Tensor:
+    """The map whose tokens are `linear_over_patches`, (B, D, h, w), channels last in memory."""
     kernel, stride, padding = split
     filters = weight.reshape(weight.shape[0], x.shape[1], kernel, kernel)
-    return to_tokens(F.conv2d(x.contiguous(memory_format=torch.channels_last), filters, bias, stride, padding))
+    return F.conv2d(x.contiguous(memory_format=torch.channels_last), filters, bias, stride, padding)
 
 
 @torch.fx.wrap
@@ -117,13 +122,15 @@ def norm_linear_over_patches(
     shift = (weight.to(wide) * beta.to(wide)).sum(dim=1)
     if bias is not None:
         shift = shift + bias.to(wide)
-    scale = to_tokens((variance_of_patches(x, split) + eps).rsqrt())  # (B, N, 1)
+    scale = (variance_of_patches(x, split) + eps).rsqrt()  # (B, 1, h, w)
     if torch.jit.is_scripting() or not of_pixels:
-        projected = linear_over_patches(x, filters.to(x.dtype), None, split)
+        projected = convolve(x, filters.to(x.dtype), None, split)
     else:
         with without_autocast(x):
-            projected = linear_over_patches(x.to(wide), filters, None, split)
-    return projected.mul_(scale).add_(shift).to(weight.dtype)  # in place: fresh memory costs more than the products
+            projected = convolve(x.to(wide), filters, None, split)
+    scale, shift = scale.to(projected.dtype), shift.to(projected.dtype)
+    # in place, and not in a view: fresh memory costs more than the products
+    return to_tokens(projected.mul_(scale).add_(shift[:, None, None])).to(weight.dtype)
 
 
 def variance_of_patches(x: Tensor, split: Split) -> Tensor:
@@ -143,7 +150,7 @@ def variance_of_patches(x: Tensor, split: Split) -> Tensor:
     kernel, stride, padding = split
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean(dim=1, keepdim=True)
-    variance = (x - mean).square().mean(dim=1, keepdim=True)
+    variance = (x - mean.detach()).square().mean(dim=1, keepdim=True)  # whose gradient by the mean is zero
     mean, variance = F.pad(mean, [padding] * 4), F.pad(variance, [padding] * 4)
     for dim in (3, 2):
         means = mean.unfold(dim, kernel, stride)  # a view with the pixels of each window in a last dimension
