@@ -13,7 +13,7 @@ import t2t_vit
 SOURCE = Path(t2t_vit.__file__).parent
 
 # What the modules of each floor may import of the package, beside the ground floor and their own.
-GROUND = ("errors", "options")
+GROUND = ("errors", "memory", "options")
 USE_OF_TRAINING = ("training.checkpoints", "training.config", "training.evaluate", "training.machine")
 FLOORS = {
     "models": (),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from t2t_vit import __version__
 from t2t_vit.errors import UserError, closest
+from t2t_vit.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def _run(argv: Sequence[str]) -> int:
     # Before torch starts its threads. By default they spin for long while they wait for one another, and where loader
     # workers or other programs share the cores, training slows down several times (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    keep_freed_memory()
 
     # here, so that `t2t-vit --help` does not wait for argparse
     from t2t_vit import official

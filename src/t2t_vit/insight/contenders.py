@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
 from t2t_vit.insight.complexity import create_for, describe, input_size_of
+from t2t_vit.memory import keep_freed_memory
 
 WARM_UP_STEPS = 3  # CUDA graphs are recorded in the second step and replayed from the third
 PATIENCE_S = 3.0  # with a process that is to end
@@ -223,6 +224,7 @@ def _serve(
 ) -> None:
     """The life of a contender's process: each message it gets asks for the next thing."""
     warnings.simplefilter("ignore")
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(EOFError, BrokenPipeError):  # it is let go
