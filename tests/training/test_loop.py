@@ -14,6 +14,7 @@ from PIL import Image
 from t2t_vit.errors import UserError
 from t2t_vit.training import machine
 from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
+from t2t_vit.training.learner import Learner
 from t2t_vit.training.loop import Run, train
 
 
@@ -246,29 +247,37 @@ def test_the_ema_warms_up(tiny_config):
     assert (state["state_dict_ema"][key] - initial[key]).norm() > 0.3 * moved
 
 
-def test_the_loss_of_an_odd_last_image_that_cannot_be_mixed_is_no_loss_of_weight(tiny_config, picture_folder, tmp_path):
-    """7 images are all there are: 6 are mixed, and their gradients are the mean over 6."""
-    for label, count in (("lying", 4), ("upright", 3)):
-        for part in ("train", "val"):
-            (tmp_path / "few" / part / label).mkdir(parents=True)
-            for i in range(count):
-                shutil.copy(picture_folder / "train" / label / f"{i}.png", tmp_path / "few" / part / label)
-    run = Run(tiny_config(data=str(tmp_path / "few"), mixup=0.8, grad_accum_steps=2))
-    batch = next(iter(run._loaders()[0]))
-    parts = [(len(images), share) for images, _, share, _ in run._parts(batch)]
-    assert parts == [(3, 0.5), (3, 0.5)]
+def poison(monkeypatch, bad_steps):
+    """Makes the loss of these steps of a run infinite."""
+    calls, original = [0], Learner._parts
+
+    def parts(self, batch):
+        calls[0] += 1
+        for images, targets, share, last in original(self, batch):
+            yield images * (float("inf") if calls[0] in bad_steps else 1), targets, share, last
+
+    monkeypatch.setattr(Learner, "_parts", parts)
 
 
-def test_gradients_are_clipped(tiny_config, monkeypatch):
-    norms = []
-    step = torch.optim.AdamW.step
+def test_a_step_without_a_finite_loss_is_skipped_and_recorded(tiny_config, monkeypatch, capsys):
+    poison(monkeypatch, {2, 5})
+    result = train(tiny_config())
+    state = read_training_state(result.output / "last.pt")
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+    assert (state["progress"]["bad_steps"], state["progress"]["bad_in_a_row"]) == (2, 0)
+    lines = (result.output / "bad_steps.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert '"batch": 1' in lines[0]
+    assert lines[0].count("train/") == 8
+    output = capsys.readouterr().out
+    assert "epoch 1, batch 2: the loss or its gradient is not finite; step skipped" in output
+    assert "2 steps were skipped" in output
 
-    def spy(self, *args, **kwargs):
-        grads = [p.grad for group in self.param_groups for p in group["params"]]
-        norms.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
-        return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    train(tiny_config(clip_grad=0.01, epochs=1))
-    assert norms
-    assert np.max(norms) <= 0.0101
+def test_a_loss_that_stays_infinite_stops_the_run_with_a_good_checkpoint(tiny_config, monkeypatch):
+    poison(monkeypatch, set(range(4, 100)))
+    with pytest.raises(UserError, match=r"10 steps in a row had no finite loss; .*last.pt is the last good checkpoint"):
+        train(tiny_config(epochs=9))
+    output = Path(tiny_config().run_directory)
+    state = read_training_state(output / "last.pt")
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())

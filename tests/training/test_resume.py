@@ -291,39 +291,3 @@ def test_damaged_settings_of_a_run_are_told(content, message, tiny_config):
     Path(config.output, "config.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         TrainConfig.defaults_for({"data": config.data, "output": config.output, "resume": True})
-
-
-def poison(monkeypatch, bad_steps):
-    """Makes the loss of these steps of a run infinite."""
-    calls, original = [0], Run._parts
-
-    def parts(self, batch):
-        calls[0] += 1
-        for images, targets, share, last in original(self, batch):
-            yield images * (float("inf") if calls[0] in bad_steps else 1), targets, share, last
-
-    monkeypatch.setattr(Run, "_parts", parts)
-
-
-def test_a_step_without_a_finite_loss_is_skipped_and_recorded(tiny_config, monkeypatch, capsys):
-    poison(monkeypatch, {2, 5})
-    result = train(tiny_config())
-    state = read_training_state(result.output / "last.pt")
-    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
-    assert (state["progress"]["bad_steps"], state["progress"]["bad_in_a_row"]) == (2, 0)
-    lines = (result.output / "bad_steps.jsonl").read_text().splitlines()
-    assert len(lines) == 2
-    assert '"batch": 1' in lines[0]
-    assert lines[0].count("train/") == 8
-    output = capsys.readouterr().out
-    assert "epoch 1, batch 2: the loss or its gradient is not finite; step skipped" in output
-    assert "2 steps were skipped" in output
-
-
-def test_a_loss_that_stays_infinite_stops_the_run_with_a_good_checkpoint(tiny_config, monkeypatch):
-    poison(monkeypatch, set(range(4, 100)))
-    with pytest.raises(UserError, match=r"10 steps in a row had no finite loss; .*last.pt is the last good checkpoint"):
-        train(tiny_config(epochs=9))
-    output = Path(tiny_config().run_directory)
-    state = read_training_state(output / "last.pt")
-    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())

@@ -5,40 +5,30 @@ dropout by a seed set before each step. So a run that continues from a checkpoin
 generators, and ends with the very weights of one that was never stopped.
 """
 
-import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from timm.utils import dispatch_clip_grad, distribute_bn
-from torch import Tensor, nn
+from timm.utils import distribute_bn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
-from t2t_vit.data.loading import (
-    Batch,
-    DrawnImages,
-    EpochBatches,
-    Normalize,
-    NormalizedLoader,
-    make_loader,
-    train_transform,
-)
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader, train_transform
 from t2t_vit.data.preflight import preflight
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError, some
 from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
+from t2t_vit.training.build import build_network
 from t2t_vit.training.checkpoints import link_checkpoint, model_section, plain, read_training_state, write_checkpoint
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
+from t2t_vit.training.learner import Learner
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
 from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
 from t2t_vit.training.recipes import RECIPES, scaling_in_words
@@ -164,11 +154,6 @@ class Run:
             self.model.to(memory_format=torch.channels_last)
         self.data_config = data_config_of(self.model, img_size=config.img_size, crop_pct=config.crop_pct)
         self.about = model_section(name, model_args, class_names=class_names, data_config=self.data_config)
-        self.normalize = Normalize(self.data_config, self.machine.device, re_prob=config.reprob)
-        self.mixup = build_mixup(config, num_classes=len(class_names))
-        self.full_share = self._share_of_batch()
-        self.task = build_task(config, self.model, self.machine, class_names)
-        self.optimizer = build_optimizer(config, self.model)
         self.batches = EpochBatches(
             len(self.source.train),
             batch_size=config.batch_size,
@@ -177,25 +162,10 @@ class Run:
             rank=self.machine.rank,
             world_size=self.machine.world_size,
         )
-        self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=self.batches.batches_per_epoch)
-        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.amp_dtype == torch.float16)
+        self.learner = Learner(config, self.model, self.machine, self.batches, self.about)
         self.progress = Progress()
         self.saved = False
         self.trackers = Trackers({}, self.display.say)
-
-    def _share_of_batch(self) -> float:
-        """Images of a full batch that each process gets, on average. Mixup pairs them, and leaves an odd one out."""
-        batch_size, num_images = self.config.batch_size, len(self.source.train)
-        processes = self.machine.world_size
-        shares = [len(range(rank, min(batch_size, num_images), processes)) for rank in range(processes)]
-        if self.mixup is None:
-            return sum(shares) / processes
-        if batch_size // processes % 2 or min(shares) < 2:
-            raise UserError(
-                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} "
-                f"images, is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
-            )
-        return sum(share // 2 * 2 for share in shares) / processes
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
@@ -234,9 +204,7 @@ class Run:
         """What is left of an epoch, or until an interruption; returns how fast it went."""
         progress = self.progress
         self.batches.set_epoch(progress.epoch, start_batch=progress.batch)
-        if self.mixup is not None and self.config.mixup_off_epoch:
-            self.mixup.mixup_enabled = progress.epoch < self.config.mixup_off_epoch
-        self.task.train()
+        self.learner.begin_epoch(progress.epoch)
         began, wait_s, images = time.monotonic(), 0.0, progress.num_images
         label = f"epoch {progress.epoch + 1}/{self.config.epochs}"
         with self.display.steps(label, self.batches.batches_per_epoch, done=progress.batch) as steps:
@@ -265,72 +233,17 @@ class Run:
 
     def _step(self, batch: Batch) -> None:
         """One update of the weights, or none where the gradient is not finite."""
-        self.schedule.step_update(self._steps_done())
-        self._seed_step()
-        self.optimizer.zero_grad()
-        losses: list[Tensor] = []
-        counts: list[int] = []
-        for images, targets, share, last in self._parts(batch):
-            with self.task.no_sync() if not last else torch.enable_grad():
-                with self.machine.autocast():
-                    loss = self.task(images, targets)["loss"]
-                # A sum over the images, divided by what a full batch has: so the gradients that several processes
-                # average are those of one process, though an image may be unreadable in one of them.
-                self.scaler.scale(loss * share).backward()
-            if share > 0:  # else it stands for images that are all unreadable
-                losses.append(loss.detach())
-                counts.append(len(images))
-        self.scaler.unscale_(self.optimizer)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-        # The one time that a step waits for the device. The norm is the same in every process: it is that of all.
-        *values, norm_value = torch.stack([*losses, norm.to(self.machine.device)]).tolist()
-        loss_sum = sum(value * count for value, count in zip(values, counts, strict=True))
-        if not math.isfinite(norm_value):
-            self._skip_step(batch, loss_sum)
-            self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)
+        progress = self.progress
+        learned = self.learner.learn(batch, self._steps_done())
+        if not learned.updated:
+            self._skip_step(batch, learned.loss_sum)
             return
-        if self.config.clip_grad is not None:
-            dispatch_clip_grad(parameters, self.config.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.task.update_ema(step=self._steps_done() + 1)
-        self.progress.bad_in_a_row = 0
-        self.progress.loss_sum += loss_sum
-        self.progress.num_images += sum(counts)
-
-    def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
-        """The batch on the device as the network takes it, in the parts that go through it one after another.
-
-        Yields images, targets, the share of the batch that they are, and whether it is the last part.
-        """
-        device = self.machine.device
-        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
-        images = self.normalize(batch.images).to(memory_format=layout)
-        targets = batch.targets.to(device, non_blocking=True)
-        if self.mixup is not None:  # it pairs images: an odd one is left out
-            even = len(images) // 2 * 2
-            images, targets = images[:even], targets[:even]
-        full = self.full_share
-        if len(images) == 0:  # all unreadable; other processes wait for this one's part of the gradient
-            images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
-            full = float("inf")
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
-        parts = min(self.config.grad_accum_steps, len(images))
-        for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
-            yield own, their, len(own) / full, part == parts - 1
+        progress.bad_in_a_row = 0
+        progress.loss_sum += learned.loss_sum
+        progress.num_images += learned.num_images
 
     def _steps_done(self) -> int:
         return self.progress.epoch * self.batches.batches_per_epoch + self.progress.batch
-
-    def _seed_step(self) -> None:
-        """Starts the random numbers of erasing, mixup and dropout; each process has its own."""
-        key = (self.config.seed, self._steps_done(), self.machine.rank)
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
 
     def _skip_step(self, batch: Batch, loss_sum: float) -> None:
         """Counts and records a step that is not taken; stops the run when they come one after another."""
@@ -347,11 +260,8 @@ class Run:
             f"step skipped, its images are in {self.directory.bad_steps}"
         )
         if progress.bad_in_a_row >= MAX_BAD_STEPS:
-            kept = (
-                f"{self.directory.last} is the last good checkpoint"
-                if self.directory.last.exists()
-                else "nothing saved"
-            )
+            last = self.directory.last
+            kept = f"{last} is the last good checkpoint" if last.exists() else "nothing saved"
             raise UserError(
                 f"{MAX_BAD_STEPS} steps in a row had no finite loss; {kept}. Look at the images in "
                 f"{self.directory.bad_steps}; lower --lr, set --clip-grad 1, or use --no-amp, in another --output."
@@ -378,14 +288,15 @@ class Run:
         found = measure(self.model, "validating")
         row = {
             "epoch": progress.epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.learner.optimizer.param_groups[0]["lr"],
             "train_loss": loss_sum / max(num_images, 1),
             "val_loss": found.loss,
             "val_top1": found.top1_percent,
             "val_top5": found.top5_percent,
         }
-        if self.task.has_ema() and not self._must_leave():
-            row["ema_top1"] = measure(self.task.get_eval_model(ema=True), "validating the average").top1_percent
+        if self.config.model_ema and not self._must_leave():
+            average = self.learner.task.get_eval_model(ema=True)
+            row["ema_top1"] = measure(average, "validating the average").top1_percent
         if self._must_leave():
             return  # the epoch is evaluated again when the run goes on
         if found.unreadable and progress.epoch == 0:
@@ -418,10 +329,7 @@ class Run:
         progress["unreadable"] = list(dict.fromkeys(sentence for sentences in unreadable for sentence in sentences))
         contents = {
             **self.about,
-            **self.task.get_checkpoint_state(),
-            **(self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.learner.state(),
             "progress": progress,
             "epoch": self.progress.epoch - 1,
             "metrics": self.progress.metrics[-1] if self.progress.metrics else {},
@@ -474,11 +382,7 @@ class Run:
                 f"warning: the run had {state['processes']} processes, and goes on with {machine['processes']}. It "
                 "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
             )
-        self.task.load_checkpoint_state(state["state_dict"])
-        if self.task.has_ema():
-            self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.learner.load_state(state)
         self.progress = Progress(**state["progress"])
         if not self.machine.is_first:  # its sums are those of all
             self.progress.loss_sum, self.progress.num_images = 0.0, 0
