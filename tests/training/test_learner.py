@@ -16,7 +16,7 @@ def test_the_loss_of_an_odd_last_image_that_cannot_be_mixed_is_no_loss_of_weight
             for i in range(count):
                 shutil.copy(picture_folder / "train" / label / f"{i}.png", tmp_path / "few" / part / label)
     run = Run(tiny_config(data=str(tmp_path / "few"), mixup=0.8, grad_accum_steps=2))
-    batch = next(iter(run._loaders()[0]))
+    batch = next(iter(run.train_loader))
     parts = [(len(images), share) for images, _, share, _ in run.learner._parts(batch)]
     assert parts == [(3, 0.5), (3, 0.5)]
 
@@ -38,7 +38,7 @@ def test_gradients_are_clipped(tiny_config, monkeypatch):
 
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_scale_of_the_loss(tiny_config):
     run = Run(tiny_config(amp=True, amp_dtype="float16"))
-    learner, batch = run.learner, next(iter(run._loaders()[0]))
+    learner, batch = run.learner, next(iter(run.train_loader))
     torch.nn.init.constant_(run.model.head.bias, float("inf"))
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     scale = learner.scaler.get_scale()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from t2t_vit.errors import UserError
 from t2t_vit.training import machine
-from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
+from t2t_vit.training.checkpoints import read_training_state
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.loop import Run, train
 
@@ -52,7 +52,7 @@ def test_a_run_leaves_what_it_promises(tiny_config):
 @pytest.mark.parametrize(("policy", "fewest", "most"), [("3a", 10, 30), (None, 0, 0)])
 def test_three_augment_makes_a_third_of_the_images_grey(policy, fewest, most, tiny_config):
     """The others are solarised or blurred."""
-    transform = Run(tiny_config(aa=policy))._loaders()[0].dataset.transform
+    transform = Run(tiny_config(aa=policy)).train_loader.dataset.transform
     orange = Image.new("RGB", (32, 32), (200, 100, 30))
     torch.manual_seed(0)
     np.random.seed(0)
@@ -99,38 +99,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_confi
     assert not torch.equal(runs["a"]["cls_token"], runs["c"]["cls_token"])
 
 
-def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(tiny_config, tmp_path, monkeypatch):
-    settings = {"mixup": 0.8, "drop_path": 0.2, "epochs": 3}
-    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
-
-    class Stop(Exception):
-        pass
-
-    finish = Run._finish_epoch
-
-    def stop_after_first(self, *args):
-        finish(self, *args)
-        if self.progress.epoch == 1:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_finish_epoch", stop_after_first)
-        with pytest.raises(Stop):
-            train(tiny_config(**settings))
-    resumed = train(tiny_config(**settings, resume=True))
-    assert_same_weights(weights_of(whole.output / "last.pt"), weights_of(resumed.output / "last.pt"))
-    ema = [read_training_state(result.output / "last.pt")["state_dict_ema"] for result in (whole, resumed)]
-    assert_same_weights(*ema)
-    without_times = [
-        [
-            {key: row[key] for key in row if key.startswith(("epoch", "lr", "train", "val", "ema"))}
-            for row in result.metrics
-        ]
-        for result in (whole, resumed)
-    ]
-    assert without_times[0] == without_times[1]
-
-
 def test_a_finished_run_is_never_overwritten(tiny_config):
     train(tiny_config(epochs=1))
     with pytest.raises(UserError, match=r"holds a run: continue it with --resume, or choose another --output"):
@@ -157,13 +125,6 @@ def test_resuming_in_another_precision_is_refused_however_it_came_about(tiny_con
     with pytest.raises(UserError, match="precision was 'bfloat16', now 'float32'"):
         train(tiny_config(epochs=1, amp=None, resume=True))
     assert train(tiny_config(epochs=1, amp=True, resume=True, log_to=("tensorboard",))).metrics
-
-
-def test_a_run_goes_on_with_fewer_processes_and_says_what_that_changes(tiny_config, capsys):
-    last = train(tiny_config(epochs=1)).output / "last.pt"
-    write_checkpoint(last, read_training_state(last) | {"processes": 2})
-    assert train(tiny_config(epochs=1, resume=True)).metrics
-    assert "the run had 2 processes, and goes on with 1. It draws the same images" in capsys.readouterr().out
 
 
 def test_a_model_may_be_spelt_in_another_way_when_the_run_goes_on(tiny_config):

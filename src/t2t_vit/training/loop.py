@@ -6,8 +6,8 @@ generators, and ends with the very weights of one that was never stopped.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,17 @@ from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError, some
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.training.build import build_network
-from t2t_vit.training.checkpoints import link_checkpoint, model_section, plain, read_training_state, write_checkpoint
+from t2t_vit.training.checkpoints import model_section, plain
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
 from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
+from t2t_vit.training.progress import Keeper, Progress
 from t2t_vit.training.recipes import RECIPES, scaling_in_words
 from t2t_vit.training.report import RunSummary, write_report
-from t2t_vit.training.settings import chosen, refuse_other_run, refuse_wrong_settings
+from t2t_vit.training.settings import chosen, refuse_wrong_settings
 from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
 MAX_BAD_STEPS = 10
@@ -57,40 +58,6 @@ class TrainResult:
     best_top1: float
     seconds: float
     interrupted: int | None = None
-
-
-@dataclass
-class Progress:
-    """How far a run is; the part of its state that is not tensors.
-
-    Attributes:
-        epoch: the epoch that runs, from 0.
-        batch: batches of it that are done.
-        loss_sum: of the losses of its images.
-        num_images: of these images.
-        bad_steps: steps of the run that were skipped since a gradient was not finite.
-        bad_in_a_row: the last of them.
-        elapsed_s: time spent, before this start too.
-        metrics: rows of the epochs that are done.
-        unsaved: those of these epochs whose weights could not be written, and are lost.
-        unreadable: what was said of images that could not be read.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    loss_sum: float = 0.0
-    num_images: int = 0
-    bad_steps: int = 0
-    bad_in_a_row: int = 0
-    elapsed_s: float = 0.0
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    unsaved: list[int] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch so far whose weights are kept, the first of equals."""
-        saved = (row for row in self.metrics if row["epoch"] not in self.unsaved)
-        return max(saved, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
 
 
 @one_of_several()
@@ -164,14 +131,14 @@ class Run:
         )
         self.learner = Learner(config, self.model, self.machine, self.batches, self.about)
         self.progress = Progress()
-        self.saved = False
+        self.keeper = Keeper(self.learner, {**self.about, "split": self.source.split}, self.directory, self.display)
+        self.train_loader, self.val_loader = self._loaders()
         self.trackers = Trackers({}, self.display.say)
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
-        train_loader, val_loader = self._loaders()
         if self.goes_on:
-            self._restore()
+            self.progress = self.keeper.restore()
         elif self.config.resume:
             self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
         about = describe_environment(self.machine)
@@ -183,16 +150,16 @@ class Run:
         try:
             with self.interruption.watch():
                 while self.progress.epoch < self.config.epochs:
-                    speed = self._train_epoch(train_loader)
+                    speed = self._train_epoch()
                     self._save(end_of_epoch=False)  # evaluating may take long, and nobody may wait for its end
                     if not self._interrupted():
-                        self._finish_epoch(val_loader, speed)
+                        self._finish_epoch(speed)
                     if self._interrupted():
                         break
         finally:
             self.trackers.close(finished=self.progress.epoch == self.config.epochs)
         if self.progress.epoch == self.config.epochs:
-            self._report(val_loader)
+            self._report()
         return self._result()
 
     def _look_at_data(self) -> str:
@@ -200,7 +167,7 @@ class Run:
         report.refuse_unusable()
         return str(report)
 
-    def _train_epoch(self, loader: "DataLoader[Batch]") -> dict[str, float]:
+    def _train_epoch(self) -> dict[str, float]:
         """What is left of an epoch, or until an interruption; returns how fast it went."""
         progress = self.progress
         self.batches.set_epoch(progress.epoch, start_batch=progress.batch)
@@ -209,7 +176,7 @@ class Run:
         label = f"epoch {progress.epoch + 1}/{self.config.epochs}"
         with self.display.steps(label, self.batches.batches_per_epoch, done=progress.batch) as steps:
             waiting_since = began
-            for batch in loader:
+            for batch in self.train_loader:
                 wait_s += time.monotonic() - waiting_since
                 self._warn_of_unreadable(batch)
                 self._step(batch)
@@ -253,8 +220,7 @@ class Run:
         names = [self.source.train.name(index) for index in batch.indices.tolist()]
         files = [name for names_of_one in self.machine.gather(names) for name in names_of_one]
         step = {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
-        if failure := self._failure(lambda: self.directory.record_bad_step(step)):
-            self.display.say(f"warning: {failure}")
+        self.keeper.record_bad_step(step)
         self.display.say(
             f"warning: epoch {progress.epoch + 1}, batch {progress.batch + 1}: the loss or its gradient is not finite; "
             f"step skipped, its images are in {self.directory.bad_steps}"
@@ -275,21 +241,21 @@ class Run:
         """Whether to leave in the middle of an evaluation, which several processes would have to agree on."""
         return self.interruption.signal is not None and self.machine.world_size == 1
 
-    def _finish_epoch(self, val_loader: NormalizedLoader, speed: dict[str, float]) -> None:
+    def _finish_epoch(self, speed: dict[str, float]) -> None:
         """Evaluates, records and saves."""
         progress = self.progress
-        loss_sum, num_images = self._totals()
+        total = progress.of_all(self.machine)
 
         def measure(model: nn.Module, label: str) -> Accuracy:
             if self.machine.world_size > 1:
                 distribute_bn(model, self.machine.world_size)  # the first process's, which are saved
-            return evaluate(model, val_loader, self.machine, self.display, label=label, stop=self._must_leave)
+            return evaluate(model, self.val_loader, self.machine, self.display, label=label, stop=self._must_leave)
 
         found = measure(self.model, "validating")
         row = {
             "epoch": progress.epoch,
             "lr": self.learner.optimizer.param_groups[0]["lr"],
-            "train_loss": loss_sum / max(num_images, 1),
+            "train_loss": total.loss_sum / max(total.num_images, 1),
             "val_loss": found.loss,
             "val_top1": found.top1_percent,
             "val_top5": found.top5_percent,
@@ -311,87 +277,9 @@ class Run:
         self._save(end_of_epoch=True)
         self.trackers.log(row)
 
-    def _machine_in_words(self) -> dict[str, Any]:
-        """What of the machine changes the result."""
-        return {"processes": self.machine.world_size, "precision": self.machine.precision}
-
-    def _totals(self) -> tuple[float, int]:
-        """Loss and images of the epoch so far, over all processes."""
-        sums = self.machine.gather((self.progress.loss_sum, self.progress.num_images))
-        return sum(loss for loss, _ in sums), sum(images for _, images in sums)
-
     def _save(self, *, end_of_epoch: bool) -> None:
-        """Writes last.pt and, after an epoch, what comes of it. A disk that is full now may not be at the next save."""
-        loss_sum, num_images = self._totals()
-        unreadable = self.machine.gather(self.progress.unreadable)
         self.progress.elapsed_s = time.monotonic() - self._started_s
-        progress = asdict(self.progress) | {"loss_sum": loss_sum, "num_images": num_images}
-        progress["unreadable"] = list(dict.fromkeys(sentence for sentences in unreadable for sentence in sentences))
-        contents = {
-            **self.about,
-            **self.learner.state(),
-            "progress": progress,
-            "epoch": self.progress.epoch - 1,
-            "metrics": self.progress.metrics[-1] if self.progress.metrics else {},
-            "config": plain(asdict(self.config)),
-            "split": self.source.split,
-            **self._machine_in_words(),
-        }
-
-        def write() -> None:
-            write_checkpoint(self.directory.last, contents)
-            if end_of_epoch:
-                self._file_epoch()
-
-        failures = [self._failure(write)]
-        self.saved = failures[0] is None
-        if end_of_epoch:
-            if failures[0] is not None:
-                self.progress.unsaved.append(self.progress.epoch - 1)
-            failures.append(self._failure(lambda: self.directory.write_metrics(self.progress.metrics)))
-        for failure in filter(None, failures):
-            if self.progress.epoch == self.config.epochs:
-                raise failure
-            self.display.say(f"warning: {failure}")
-
-    def _failure(self, write: Callable[[], None]) -> UserError | None:
-        """Lets the first process write; what kept it from that, in every process."""
-        try:
-            self.machine.ask_first(write)
-        except UserError as error:
-            return error
-        return None
-
-    def _file_epoch(self) -> None:
-        """What follows from last.pt after an epoch: best.pt and the checkpoints of the last epochs."""
-        epoch = self.progress.epoch - 1
-        best = self.progress.best()
-        if best is not None and best["epoch"] == epoch:
-            link_checkpoint(self.directory.last, self.directory.best)
-        if self.config.checkpoint_hist > 1:
-            link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
-            self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
-
-    def _restore(self) -> None:
-        """Takes up where last.pt left; refuses settings under which the result would be another."""
-        state = read_training_state(self.directory.last)
-        machine = self._machine_in_words()
-        refuse_other_run(state, {**self.about, **machine, "split": self.source.split, "config": asdict(self.config)})
-        if state["processes"] != machine["processes"]:  # refused, a run whose GPU broke could not go on at all
-            self.display.say(
-                f"warning: the run had {state['processes']} processes, and goes on with {machine['processes']}. It "
-                "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
-            )
-        self.learner.load_state(state)
-        self.progress = Progress(**state["progress"])
-        if not self.machine.is_first:  # its sums are those of all
-            self.progress.loss_sum, self.progress.num_images = 0.0, 0
-        if self.progress.batch == 0 and self.progress.metrics:  # it may have died before it came to this
-            self.machine.ask_first(self._file_epoch)
-            self.machine.ask_first(lambda: self.directory.write_metrics(self.progress.metrics))
-        self.display.say(
-            f"Continuing {self.directory.path} at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}."
-        )
+        self.keeper.save(self.progress, end_of_epoch=end_of_epoch)
 
     def _loaders(self) -> tuple["DataLoader[Batch]", NormalizedLoader]:
         config = self.config
@@ -435,7 +323,7 @@ class Run:
             warn=self.display.say,
         )
 
-    def _report(self, val_loader: NormalizedLoader) -> None:
+    def _report(self) -> None:
         best = self.progress.best()
         assert best is not None
         summary = RunSummary(
@@ -447,7 +335,12 @@ class Run:
             class_names=self.source.class_names,
         )
         write_report(
-            self.directory.report, self.directory.best, val_loader, summary, machine=self.machine, display=self.display
+            self.directory.report,
+            self.directory.best,
+            self.val_loader,
+            summary,
+            machine=self.machine,
+            display=self.display,
         )
 
     def _describe(self) -> str:
@@ -484,7 +377,7 @@ class Run:
         if progress.epoch < self.config.epochs:
             codes = self.machine.gather(self.interruption.signal and EXIT_CODES[self.interruption.signal])
             interrupted = next(code for code in codes if code is not None)
-            where = "saved; " if self.saved else "not saved: what came after the last checkpoint is lost; "
+            where = "saved; " if self.keeper.saved else "not saved: what came after the last checkpoint is lost; "
             self.display.say(f"Stopped and {where}--resume with --output {self.directory.path} goes on from there.")
         else:
             self.display.say(
