@@ -235,7 +235,7 @@ class Run:
 
     def _interrupted(self) -> bool:
         """Whether any process was asked to end; all agree."""
-        return self.machine.any(self.interruption.signal is not None)
+        return self.machine.in_any_process(self.interruption.signal is not None)
 
     def _must_leave(self) -> bool:
         """Whether to leave in the middle of an evaluation, which several processes would have to agree on."""
