@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ class RunDirectory:
         rows = list(metrics)
         write_whole(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
+        # A run may go on where more is measured than where it began: on another machine, under another version.
+        writer = csv.DictWriter(table, fieldnames=list(dict.fromkeys(itertools.chain(*rows))))
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path / SUMMARY, table.getvalue())
