@@ -4,18 +4,22 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from timm.task import ClassificationTask
 
+from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
-from t2t_vit.training import machine
+from t2t_vit.training import learner, machine, stopwatch
 from t2t_vit.training.checkpoints import read_training_state
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.loop import Run, train
+from t2t_vit.training.progress import Keeper
 
 
 def weights_of(path):
@@ -34,7 +38,7 @@ def test_a_run_leaves_what_it_promises(tiny_config):
     assert [row["epoch"] for row in rows] == [0, 1]
     assert set(rows[0]) == {
         "epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "ema_top1", "images_per_second",
-        "data_wait_percent", "memory_gb", "elapsed_s",
+        "data_wait_percent", "device_wait_percent", "memory_gb", "elapsed_s",
     }  # fmt: skip
     assert rows == result.metrics
     with (run / "summary.csv").open() as file:
@@ -47,6 +51,32 @@ def test_a_run_leaves_what_it_promises(tiny_config):
     assert checkpoint["data_config"]["input_size"] == [3, 32, 32]
     assert result.best_top1 == max(row["ema_top1"] for row in rows)
     assert not list(run.glob("*.tmp"))
+
+
+def test_the_time_of_an_epoch_is_told_apart(tiny_config, monkeypatch):
+    """3 steps: images take 1 s each and 8 a step, the network 2 s, its device 5, agreeing 1, and 2 checkpoints 7."""
+    now = [0.0]
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(learner, "Stopwatch", lambda host_apart: stopwatch.Stopwatch(host_apart=True))
+
+    def lasting(seconds, target, name):
+        original = getattr(target, name)
+
+        def call(*args, **kwargs):
+            now[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(target, name, call)
+
+    lasting(1, DrawnImages, "_sample")
+    lasting(2, ClassificationTask, "forward")
+    lasting(5, torch.Tensor, "tolist")
+    lasting(1, Run, "_interrupted")
+    lasting(7, Keeper, "save")
+    (row,) = train(tiny_config(epochs=1, checkpoint_every=1)).metrics
+    seconds = 24 + 6 + 15 + 3 + 14
+    expected = {"images_per_second": 24, "data_wait_percent": 2400, "host_percent": 600, "device_wait_percent": 1800}
+    assert {key: row[key] * seconds for key in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("policy", "fewest", "most"), [("3a", 10, 30), (None, 0, 0)])

@@ -101,7 +101,7 @@ def images_of(labels, *, size=(40, 30), names=None, unreadable=()):
 def rows_of(*top1, ema=True, loss=0.5):
     return [
         {"epoch": epoch, "train_loss": 2 * loss, "val_loss": loss, "val_top1": value, "images_per_second": 5.0}
-        | {"elapsed_s": 60.0 * (epoch + 1)}
+        | {"elapsed_s": 60.0 * (epoch + 1), "data_wait_percent": 20.0 * epoch, "device_wait_percent": 60.4}
         | ({"ema_top1": value - 1} if ema else {})
         for epoch, value in enumerate(top1)
     ]
@@ -241,6 +241,13 @@ def test_a_failure_in_another_process_is_told(run_of_two):
 
 
 # The page
+
+
+def test_the_speed_is_told_with_what_the_time_of_the_last_epoch_went_to():
+    tiles = page_of([0, 1], [1, 0]).all("dl")[0].children
+    assert [tile.text() for tile in tiles[-2:]] == [
+        "time2:00 evaluations included", "images a second5 data wait 20 %, device wait 60 %",
+    ]  # fmt: skip
 
 
 def test_names_are_shown_as_they_are_and_run_nothing():

@@ -15,6 +15,7 @@ from t2t_vit.errors import UserError
 from t2t_vit.training.build import build_mixup, build_optimizer, build_schedule, build_task
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.machine import Machine
+from t2t_vit.training.stopwatch import Stopwatch
 
 
 class Learned(NamedTuple):
@@ -34,6 +35,9 @@ class Learner:
         machine: where and in which precision.
         batches: of an epoch.
         about: what a checkpoint says of the network: its classes and how images are prepared for it.
+
+    Attributes:
+        watch: where the time goes, since `begin_epoch`.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Learner:
         if self.mixup is not None and self.config.mixup_off_epoch:
             self.mixup.mixup_enabled = epoch < self.config.mixup_off_epoch
         self.task.train()
+        self.watch = Stopwatch(host_apart=self.machine.device.type != "cpu")
 
     def learn(self, batch: Batch, update: int) -> Learned:
         """Updates the weights, unless the gradient is not finite.
@@ -92,8 +97,11 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        found = torch.stack([*losses, norm.to(self.machine.device)])
+        self.watch.lap("host")
         # The one time that a step waits for the device. The norm is the same in every process: it is that of all.
-        *values, norm_value = torch.stack([*losses, norm.to(self.machine.device)]).tolist()
+        *values, norm_value = found.tolist()
+        self.watch.lap("device_wait")
         loss_sum = sum(value * count for value, count in zip(values, counts, strict=True))
         if not math.isfinite(norm_value):
             self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)

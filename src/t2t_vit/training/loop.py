@@ -168,30 +168,28 @@ class Run:
         return str(report)
 
     def _train_epoch(self) -> dict[str, float]:
-        """What is left of an epoch, or until an interruption; returns how fast it went."""
+        """What is left of an epoch, or until an interruption; returns how fast it went, and what the time went to."""
         progress = self.progress
         self.batches.set_epoch(progress.epoch, start_batch=progress.batch)
         self.learner.begin_epoch(progress.epoch)
-        began, wait_s, images = time.monotonic(), 0.0, progress.num_images
+        watch, images = self.learner.watch, progress.num_images
         label = f"epoch {progress.epoch + 1}/{self.config.epochs}"
         with self.display.steps(label, self.batches.batches_per_epoch, done=progress.batch) as steps:
-            waiting_since = began
             for batch in self.train_loader:
-                wait_s += time.monotonic() - waiting_since
+                watch.lap("data_wait")
                 self._warn_of_unreadable(batch)
                 self._step(batch)
                 progress.batch += 1
                 steps.advance(f"loss {progress.loss_sum / max(progress.num_images, 1):.4f}")
-                if self._interrupted():
+                watch.lap("host")
+                interrupted = self._interrupted()
+                watch.lap("device_wait")  # on which several processes agree
+                if interrupted:
                     break
                 if self._checkpoint_is_due():
                     self._save(end_of_epoch=False)
-                waiting_since = time.monotonic()
-        seconds = time.monotonic() - began
-        return {
-            "images_per_second": (progress.num_images - images) * self.machine.world_size / seconds,
-            "data_wait_percent": 100 * wait_s / seconds,
-        }
+                    watch.lap("checkpoint")
+        return watch.read((progress.num_images - images) * self.machine.world_size)
 
     def _checkpoint_is_due(self) -> bool:
         """Whether one is asked for after this step; after the last one of an epoch there is one anyway."""

@@ -20,6 +20,7 @@ from t2t_vit.models.weights import build_model
 from t2t_vit.training.charts import accuracy_chart, loss_chart
 from t2t_vit.training.logs import Display, format_duration, write_whole
 from t2t_vit.training.machine import Machine
+from t2t_vit.training.stopwatch import shares_in_words
 
 MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
 MAX_COUNTED_CLASSES, MAX_NAMED_CLASSES = 20, 50  # of a matrix whose cells show numbers, whose rows show names
@@ -153,7 +154,8 @@ def _head(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
     last = summary.metrics[-1]
     tiles = [
         ("best epoch", f"{summary.best_epoch + 1}", f"of {len(summary.metrics)}"),
-        ("time", format_duration(last["elapsed_s"]), f"{last['images_per_second']:,.0f} images a second"),
+        ("time", format_duration(last["elapsed_s"]), "evaluations included"),
+        ("images a second", f"{last['images_per_second']:,.0f}", shares_in_words(last)),
     ]
     if predictions and len(summary.class_names) > 5:
         tiles.insert(0, _accuracy_tile("top-5", [prediction.in_top5 for prediction in predictions]))
