@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import resolve_data_config
 
 from t2t_vit.data import cache
 from t2t_vit.data.cache import cached, refuse_large_cache
@@ -14,13 +15,7 @@ from t2t_vit.data.images import ImageSet, UnreadableImage, array_images, read_im
 from t2t_vit.data.loading import DrawnImages, EpochBatches, eval_transform, make_loader, train_transform
 from t2t_vit.errors import UserError
 
-CONFIG = {
-    "input_size": (3, 16, 16),
-    "mean": (0.5,) * 3,
-    "std": (0.25,) * 3,
-    "crop_pct": 1.0,
-    "interpolation": "bicubic",
-}
+CONFIG = resolve_data_config({"input_size": (3, 16, 16)})
 SIZES = [(30, 20), (150, 120), (70, 90), (40, 40), (260, 200), (17, 16)]
 
 

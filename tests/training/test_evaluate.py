@@ -41,12 +41,13 @@ def test_eval_at_another_size_says_that_positions_were_resampled(trained, pictur
 def test_unreadable_images_are_refused_unless_told(trained, picture_folder, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(picture_folder, broken)
-    (broken / "val/lying/0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"1 of 8 images cannot be read: val/lying/0.png is not .* --skip-unreadable"):
+    for path in sorted(broken.glob("val/*/*.png"))[:6]:
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"6 of 8 .* be read: val/lying/0.png .* and 1 more\. .* --skip-unreadable"):
         run_eval(broken, trained.output / "best.pt", capsys)
     output = run_eval(broken, trained.output / "best.pt", capsys, skip_unreadable=True)
-    assert "7 images on cpu" in output
-    assert "1 unreadable left out" in output
+    assert "2 images on cpu" in output
+    assert "6 unreadable left out" in output
 
 
 def test_another_class_count_and_other_names_are_refused(trained, picture_folder, tmp_path, capsys):

@@ -101,7 +101,7 @@ def images_of(labels, *, size=(40, 30), names=None, unreadable=()):
 def rows_of(*top1, ema=True, loss=0.5):
     return [
         {"epoch": epoch, "train_loss": 2 * loss, "val_loss": loss, "val_top1": value, "images_per_second": 5.0}
-        | {"elapsed_s": 60.0 * (epoch + 1)}
+        | {"elapsed_s": 60.0 * (epoch + 1), "data_wait_percent": 20.0 * epoch, "device_wait_percent": 60.4}
         | ({"ema_top1": value - 1} if ema else {})
         for epoch, value in enumerate(top1)
     ]
@@ -243,6 +243,13 @@ def test_a_failure_in_another_process_is_told(run_of_two):
 # The page
 
 
+def test_the_speed_is_told_with_what_the_time_of_the_last_epoch_went_to():
+    tiles = page_of([0, 1], [1, 0]).all("dl")[0].children
+    assert [tile.text() for tile in tiles[-2:]] == [
+        "time2:00 evaluations included", "images a second5 data wait 20 %, device wait 60 %",
+    ]  # fmt: skip
+
+
 def test_names_are_shown_as_they_are_and_run_nothing():
     names = ['<script>alert("1")</script>', "a & 'b' <img src=http://x>"]
     files = [f"val/{name}/\udcff.png" for name in names]
@@ -362,62 +369,3 @@ def test_of_more_than_200_classes_the_extremes_are_listed():
     assert len(names) == 40
     assert names[:3] == ["class 1", "class 2", "class 3"]
     assert names[-1] == "class 200"
-
-
-# Its curves
-
-
-def lines_of(chart):
-    """For each line its points (x, y)."""
-    return [
-        [tuple(map(float, point.split(","))) for point in line.attributes["points"].split()]
-        for line in chart.all("polyline")
-    ]
-
-
-def charts_of(*top1, **about):
-    return page_of([0, 1], [0, 1], metrics=rows_of(*top1, **about)).all("svg")[:2]
-
-
-def ticks_of(chart):
-    """Heights of what stands at the left, by its text."""
-    return {
-        text.text(): float(text.attributes["y"])
-        for text in chart.all("text")
-        if text.attributes.get("text-anchor") == "end" and text.text() != "epochs"
-    }
-
-
-def test_a_tick_is_at_the_height_of_its_accuracy():
-    chart, _ = charts_of(50.0, 95.0, 99.0, 98.0, ema=False)
-    ticks, (line,) = ticks_of(chart), lines_of(chart)
-    for (_, y), accuracy in zip(line, ("50", "95", "99", "98"), strict=True):
-        assert ticks[accuracy] == pytest.approx(y + 4, abs=0.2)  # the text's base line
-    assert ticks["99"] < ticks["98"] < ticks["95"] < ticks["50"]
-    (dot,) = chart.all("circle")
-    assert (float(dot.attributes["cx"]), float(dot.attributes["cy"])) == line[2]
-
-
-def test_a_tick_is_at_the_height_of_its_loss():
-    _, chart = charts_of(50.0, 60.0, loss=1.0)
-    ticks, (training, validation) = ticks_of(chart), lines_of(chart)
-    assert ticks["2"] == pytest.approx(training[0][1] + 4, abs=0.2)
-    assert ticks["1"] == pytest.approx(validation[0][1] + 4, abs=0.2)
-    assert ticks["0"] == 228
-
-
-@pytest.mark.parametrize("top1", [[100.0], [0.0], [50.0, 100.0], [100.0, 100.0]])
-def test_one_epoch_and_no_error_have_their_place(top1):
-    chart, losses = charts_of(*top1, ema=False)
-    assert all(0 <= y <= 264 for line in lines_of(chart) for _, y in line)
-    assert len(chart.all("circle")) == 1
-    assert ("100" in ticks_of(chart)) == (100.0 in top1)
-    assert len(losses.all("circle")) == (2 if len(top1) == 1 else 0)  # a line of one point is not seen
-
-
-def test_a_loss_that_is_not_finite_leaves_a_gap():
-    metrics = rows_of(50.0, 60.0, 70.0)
-    metrics[1]["val_loss"] = float("nan")
-    metrics[2]["train_loss"] = float("inf")
-    chart = page_of([0, 1], [0, 1], metrics=metrics).all("svg")[1]
-    assert [len(line) for line in lines_of(chart)] == [2, 2]

@@ -64,20 +64,21 @@ class FakeMlflow(ModuleType):
         self.statuses.append(status)
 
 
+def put_in_place(monkeypatch, fake, variable):
+    """The stand-in instead of a package, and no variable that names the project."""
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.delenv(variable, raising=False)
+    return fake
+
+
 @pytest.fixture
 def wandb(monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    return fake
+    return put_in_place(monkeypatch, FakeWandb(), "WANDB_PROJECT")
 
 
 @pytest.fixture
 def mlflow(monkeypatch):
-    fake = FakeMlflow()
-    monkeypatch.setitem(sys.modules, "mlflow", fake)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    return fake
+    return put_in_place(monkeypatch, FakeMlflow(), "MLFLOW_EXPERIMENT_NAME")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Pictures of finished runs, drawn without touching matplotlib's global state."""
 
 import itertools
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
+from t2t_vit.training.charts import ErrorScale
+
 # Paul Tol's vibrant palette: told apart with every common kind of colour blindness. Magenta is kept for mistakes.
 LINE_COLOURS = ("#0077BB", "#EE7733", "#009988", "#33BBEE", "#CC3311", "#555555")
 WRONG_COLOUR = "#EE3377"
 INK, FAINT_INK, GRID_COLOUR = "#222222", "#767676", "#E4E4E4"
-TICKS_PERCENT = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.98, 99.99)
 NAME_CHARACTERS = 16  # of a model's name that fit beside the curves at full size
 LABEL_CHARACTERS = 13  # of a class name that fit below a wide thumbnail
 THUMBNAIL_PX = 128
@@ -77,18 +77,11 @@ def comparison_figure(
 
 
 def draw_curves(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
-    """One line per model, named at its end with its best accuracy.
-
-    The height is the error's logarithm: 99 % stands as far above 96.7 % as 90 % above 67 %.
-    """
-    every_error = np.concatenate([100.0 - np.asarray(top1) for top1 in curves.values()])
-    # No error at all has no logarithm: it is drawn at half of the smallest error seen.
-    perfect = bool((every_error <= 0).any())
-    floor = min(every_error[every_error > 0], default=1.0) / (2 if perfect else 1)
-    top, bottom = floor / 1.15, min(max(every_error.max(), floor) * 1.1, 100.0)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom, top)
-    _set_ticks(axes, bottom, top, perfect_at=floor if perfect else None)
+    """One line per model, named at its end with its best accuracy; the height is the error's logarithm."""
+    scale = ErrorScale(curves.values())
+    ticks = scale.ticks(gap=0.055)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([height for height, _ in ticks], [text for _, text in ticks])
     axes.set_xlim(1, max(2, *map(len, curves.values())))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("epochs", size=11, color=FAINT_INK)
@@ -97,14 +90,13 @@ def draw_curves(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID_COLOUR)
 
-    heights = []
     for index, top1 in enumerate(curves.values()):
-        error = np.maximum(100.0 - np.asarray(top1), floor)
+        line = [scale.height(value) for value in top1]
         colour = LINE_COLOURS[index % len(LINE_COLOURS)]
-        axes.plot(range(1, len(error) + 1), error, color=colour, linewidth=2.4, solid_capstyle="round", clip_on=False)
-        axes.plot(1 + int(error.argmin()), error.min(), "o", color=colour, markersize=7.5, clip_on=False)
-        heights.append(math.log(bottom / error.min()) / math.log(bottom / top))
-    for index, ((name, top1), height) in enumerate(zip(curves.items(), spread(heights, gap=0.13), strict=True)):
+        axes.plot(range(1, len(line) + 1), line, color=colour, linewidth=2.4, solid_capstyle="round", clip_on=False)
+        axes.plot(1 + line.index(max(line)), max(line), "o", color=colour, markersize=7.5, clip_on=False)
+    ends = spread([scale.height(max(top1)) for top1 in curves.values()], gap=0.13)
+    for index, ((name, top1), height) in enumerate(zip(curves.items(), ends, strict=True)):
         colour = LINE_COLOURS[index % len(LINE_COLOURS)]
         name_size = 11 * min(1, NAME_CHARACTERS / len(name))
         for text, text_height, size, weight in (
@@ -114,18 +106,6 @@ def draw_curves(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
             axes.text(
                 1.035, text_height, text, size=size, weight=weight, color=colour, va="center", transform=axes.transAxes
             )
-
-
-def _set_ticks(axes: Axes, bottom: float, top: float, perfect_at: float | None) -> None:
-    """Mark errors between bottom and top by the accuracy they leave, from the best down, none on top of another."""
-    marks = [] if perfect_at is None else [(perfect_at, "100")]
-    for tick in reversed(TICKS_PERCENT):
-        error = 100 - tick
-        room = math.log(error / marks[-1][0]) if marks else math.inf
-        if top <= error <= bottom and room > 0.055 * math.log(bottom / top):
-            marks.append((error, f"{tick:g}"))
-    axes.set_yticks([error for error, _ in marks], [text for _, text in marks])
-    axes.set_yticks([], minor=True)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

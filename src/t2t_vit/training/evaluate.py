@@ -20,7 +20,7 @@ from t2t_vit.data.loading import (
     make_loader,
 )
 from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, some
 from t2t_vit.models.weights import build_model
 from t2t_vit.training.config import EvalConfig
 from t2t_vit.training.logs import Display
@@ -153,7 +153,7 @@ def evaluate_command(config: EvalConfig) -> None:
     if found.unreadable and not config.skip_unreadable:
         raise UserError(
             f"{len(found.unreadable)} of {len(evaluation.images)} images cannot be read: "
-            f"{'; '.join(found.unreadable[:5])}. Replace them, or leave them out with --skip-unreadable."
+            f"{some(found.unreadable, separator='; ')}. Replace them, or leave them out with --skip-unreadable."
         )
     left_out = f", {len(found.unreadable)} unreadable left out" if found.unreadable else ""
     display.say(

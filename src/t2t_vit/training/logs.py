@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from t2t_vit.errors import UserError
 from t2t_vit.training.checkpoints import plain, told, whole_file
 from t2t_vit.training.config import CONFIG_FILE
+from t2t_vit.training.stopwatch import shares_in_words
 
 METRICS, SUMMARY, ENVIRONMENT, SPLIT = "metrics.jsonl", "summary.csv", "environment.json", "split.json"
 
@@ -83,7 +85,8 @@ class RunDirectory:
         rows = list(metrics)
         write_whole(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
+        # A run may go on where more is measured than where it began: on another machine, under another version.
+        writer = csv.DictWriter(table, fieldnames=list(dict.fromkeys(itertools.chain(*rows))))
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path / SUMMARY, table.getvalue())
@@ -132,8 +135,7 @@ class Display:
         self.say(
             f"epoch {row['epoch'] + 1:3d}/{self.epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
             f"top-1 {row['val_top1']:6.2f} %{ema}  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  "
-            f"data wait {row['data_wait_percent']:.0f} %  {row['memory_gb']:.1f} GB  "
-            f"{format_duration(remaining_s)} left"
+            f"{shares_in_words(row)}  {row['memory_gb']:.1f} GB  {format_duration(remaining_s)} left"
         )
 
 

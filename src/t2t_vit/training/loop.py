@@ -5,45 +5,36 @@ dropout by a seed set before each step. So a run that continues from a checkpoin
 generators, and ends with the very weights of one that was never stopped.
 """
 
-import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from timm.utils import dispatch_clip_grad, distribute_bn
-from torch import Tensor, nn
+from timm.utils import distribute_bn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
-from t2t_vit.data.loading import (
-    Batch,
-    DrawnImages,
-    EpochBatches,
-    Normalize,
-    NormalizedLoader,
-    make_loader,
-    train_transform,
-)
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader, train_transform
 from t2t_vit.data.preflight import preflight
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError, some
 from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
-from t2t_vit.training.checkpoints import link_checkpoint, model_section, plain, read_training_state, write_checkpoint
+from t2t_vit.training.build import build_network
+from t2t_vit.training.checkpoints import model_section, plain
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
+from t2t_vit.training.learner import Learner
 from t2t_vit.training.logs import Display, RunDirectory, format_duration
 from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
+from t2t_vit.training.progress import Keeper, Progress
 from t2t_vit.training.recipes import RECIPES, scaling_in_words
 from t2t_vit.training.report import RunSummary, write_report
-from t2t_vit.training.settings import chosen, refuse_other_run, refuse_wrong_settings
+from t2t_vit.training.settings import chosen, refuse_wrong_settings
 from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
 MAX_BAD_STEPS = 10
@@ -67,40 +58,6 @@ class TrainResult:
     best_top1: float
     seconds: float
     interrupted: int | None = None
-
-
-@dataclass
-class Progress:
-    """How far a run is; the part of its state that is not tensors.
-
-    Attributes:
-        epoch: the epoch that runs, from 0.
-        batch: batches of it that are done.
-        loss_sum: of the losses of its images.
-        num_images: of these images.
-        bad_steps: steps of the run that were skipped since a gradient was not finite.
-        bad_in_a_row: the last of them.
-        elapsed_s: time spent, before this start too.
-        metrics: rows of the epochs that are done.
-        unsaved: those of these epochs whose weights could not be written, and are lost.
-        unreadable: what was said of images that could not be read.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    loss_sum: float = 0.0
-    num_images: int = 0
-    bad_steps: int = 0
-    bad_in_a_row: int = 0
-    elapsed_s: float = 0.0
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    unsaved: list[int] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch so far whose weights are kept, the first of equals."""
-        saved = (row for row in self.metrics if row["epoch"] not in self.unsaved)
-        return max(saved, key=lambda row: row.get("ema_top1", row["val_top1"]), default=None)
 
 
 @one_of_several()
@@ -164,11 +121,6 @@ class Run:
             self.model.to(memory_format=torch.channels_last)
         self.data_config = data_config_of(self.model, img_size=config.img_size, crop_pct=config.crop_pct)
         self.about = model_section(name, model_args, class_names=class_names, data_config=self.data_config)
-        self.normalize = Normalize(self.data_config, self.machine.device, re_prob=config.reprob)
-        self.mixup = build_mixup(config, num_classes=len(class_names))
-        self.full_share = self._share_of_batch()
-        self.task = build_task(config, self.model, self.machine, class_names)
-        self.optimizer = build_optimizer(config, self.model)
         self.batches = EpochBatches(
             len(self.source.train),
             batch_size=config.batch_size,
@@ -177,31 +129,16 @@ class Run:
             rank=self.machine.rank,
             world_size=self.machine.world_size,
         )
-        self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=self.batches.batches_per_epoch)
-        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.amp_dtype == torch.float16)
+        self.learner = Learner(config, self.model, self.machine, self.batches, self.about)
         self.progress = Progress()
-        self.saved = False
+        self.keeper = Keeper(self.learner, {**self.about, "split": self.source.split}, self.directory, self.display)
+        self.train_loader, self.val_loader = self._loaders()
         self.trackers = Trackers({}, self.display.say)
-
-    def _share_of_batch(self) -> float:
-        """Images of a full batch that each process gets, on average. Mixup pairs them, and leaves an odd one out."""
-        batch_size, num_images = self.config.batch_size, len(self.source.train)
-        processes = self.machine.world_size
-        shares = [len(range(rank, min(batch_size, num_images), processes)) for rank in range(processes)]
-        if self.mixup is None:
-            return sum(shares) / processes
-        if batch_size // processes % 2 or min(shares) < 2:
-            raise UserError(
-                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} "
-                f"images, is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
-            )
-        return sum(share // 2 * 2 for share in shares) / processes
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
-        train_loader, val_loader = self._loaders()
         if self.goes_on:
-            self._restore()
+            self.progress = self.keeper.restore()
         elif self.config.resume:
             self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
         about = describe_environment(self.machine)
@@ -213,16 +150,16 @@ class Run:
         try:
             with self.interruption.watch():
                 while self.progress.epoch < self.config.epochs:
-                    speed = self._train_epoch(train_loader)
+                    speed = self._train_epoch()
                     self._save(end_of_epoch=False)  # evaluating may take long, and nobody may wait for its end
                     if not self._interrupted():
-                        self._finish_epoch(val_loader, speed)
+                        self._finish_epoch(speed)
                     if self._interrupted():
                         break
         finally:
             self.trackers.close(finished=self.progress.epoch == self.config.epochs)
         if self.progress.epoch == self.config.epochs:
-            self._report(val_loader)
+            self._report()
         return self._result()
 
     def _look_at_data(self) -> str:
@@ -230,33 +167,29 @@ class Run:
         report.refuse_unusable()
         return str(report)
 
-    def _train_epoch(self, loader: "DataLoader[Batch]") -> dict[str, float]:
-        """What is left of an epoch, or until an interruption; returns how fast it went."""
+    def _train_epoch(self) -> dict[str, float]:
+        """What is left of an epoch, or until an interruption; returns how fast it went, and what the time went to."""
         progress = self.progress
         self.batches.set_epoch(progress.epoch, start_batch=progress.batch)
-        if self.mixup is not None and self.config.mixup_off_epoch:
-            self.mixup.mixup_enabled = progress.epoch < self.config.mixup_off_epoch
-        self.task.train()
-        began, wait_s, images = time.monotonic(), 0.0, progress.num_images
+        self.learner.begin_epoch(progress.epoch)
+        watch, images = self.learner.watch, progress.num_images
         label = f"epoch {progress.epoch + 1}/{self.config.epochs}"
         with self.display.steps(label, self.batches.batches_per_epoch, done=progress.batch) as steps:
-            waiting_since = began
-            for batch in loader:
-                wait_s += time.monotonic() - waiting_since
+            for batch in self.train_loader:
+                watch.lap("data_wait")
                 self._warn_of_unreadable(batch)
                 self._step(batch)
                 progress.batch += 1
                 steps.advance(f"loss {progress.loss_sum / max(progress.num_images, 1):.4f}")
-                if self._interrupted():
+                watch.lap("host")
+                interrupted = self._interrupted()
+                watch.lap("device_wait")  # on which several processes agree
+                if interrupted:
                     break
                 if self._checkpoint_is_due():
                     self._save(end_of_epoch=False)
-                waiting_since = time.monotonic()
-        seconds = time.monotonic() - began
-        return {
-            "images_per_second": (progress.num_images - images) * self.machine.world_size / seconds,
-            "data_wait_percent": 100 * wait_s / seconds,
-        }
+                    watch.lap("checkpoint")
+        return watch.read((progress.num_images - images) * self.machine.world_size)
 
     def _checkpoint_is_due(self) -> bool:
         """Whether one is asked for after this step; after the last one of an epoch there is one anyway."""
@@ -265,72 +198,17 @@ class Run:
 
     def _step(self, batch: Batch) -> None:
         """One update of the weights, or none where the gradient is not finite."""
-        self.schedule.step_update(self._steps_done())
-        self._seed_step()
-        self.optimizer.zero_grad()
-        losses: list[Tensor] = []
-        counts: list[int] = []
-        for images, targets, share, last in self._parts(batch):
-            with self.task.no_sync() if not last else torch.enable_grad():
-                with self.machine.autocast():
-                    loss = self.task(images, targets)["loss"]
-                # A sum over the images, divided by what a full batch has: so the gradients that several processes
-                # average are those of one process, though an image may be unreadable in one of them.
-                self.scaler.scale(loss * share).backward()
-            if share > 0:  # else it stands for images that are all unreadable
-                losses.append(loss.detach())
-                counts.append(len(images))
-        self.scaler.unscale_(self.optimizer)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-        # The one time that a step waits for the device. The norm is the same in every process: it is that of all.
-        *values, norm_value = torch.stack([*losses, norm.to(self.machine.device)]).tolist()
-        loss_sum = sum(value * count for value, count in zip(values, counts, strict=True))
-        if not math.isfinite(norm_value):
-            self._skip_step(batch, loss_sum)
-            self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)
+        progress = self.progress
+        learned = self.learner.learn(batch, self._steps_done())
+        if not learned.updated:
+            self._skip_step(batch, learned.loss_sum)
             return
-        if self.config.clip_grad is not None:
-            dispatch_clip_grad(parameters, self.config.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.task.update_ema(step=self._steps_done() + 1)
-        self.progress.bad_in_a_row = 0
-        self.progress.loss_sum += loss_sum
-        self.progress.num_images += sum(counts)
-
-    def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
-        """The batch on the device as the network takes it, in the parts that go through it one after another.
-
-        Yields images, targets, the share of the batch that they are, and whether it is the last part.
-        """
-        device = self.machine.device
-        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
-        images = self.normalize(batch.images).to(memory_format=layout)
-        targets = batch.targets.to(device, non_blocking=True)
-        if self.mixup is not None:  # it pairs images: an odd one is left out
-            even = len(images) // 2 * 2
-            images, targets = images[:even], targets[:even]
-        full = self.full_share
-        if len(images) == 0:  # all unreadable; other processes wait for this one's part of the gradient
-            images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
-            full = float("inf")
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
-        parts = min(self.config.grad_accum_steps, len(images))
-        for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
-            yield own, their, len(own) / full, part == parts - 1
+        progress.bad_in_a_row = 0
+        progress.loss_sum += learned.loss_sum
+        progress.num_images += learned.num_images
 
     def _steps_done(self) -> int:
         return self.progress.epoch * self.batches.batches_per_epoch + self.progress.batch
-
-    def _seed_step(self) -> None:
-        """Starts the random numbers of erasing, mixup and dropout; each process has its own."""
-        key = (self.config.seed, self._steps_done(), self.machine.rank)
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
 
     def _skip_step(self, batch: Batch, loss_sum: float) -> None:
         """Counts and records a step that is not taken; stops the run when they come one after another."""
@@ -340,18 +218,14 @@ class Run:
         names = [self.source.train.name(index) for index in batch.indices.tolist()]
         files = [name for names_of_one in self.machine.gather(names) for name in names_of_one]
         step = {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
-        if failure := self._failure(lambda: self.directory.record_bad_step(step)):
-            self.display.say(f"warning: {failure}")
+        self.keeper.record_bad_step(step)
         self.display.say(
             f"warning: epoch {progress.epoch + 1}, batch {progress.batch + 1}: the loss or its gradient is not finite; "
             f"step skipped, its images are in {self.directory.bad_steps}"
         )
         if progress.bad_in_a_row >= MAX_BAD_STEPS:
-            kept = (
-                f"{self.directory.last} is the last good checkpoint"
-                if self.directory.last.exists()
-                else "nothing saved"
-            )
+            last = self.directory.last
+            kept = f"{last} is the last good checkpoint" if last.exists() else "nothing saved"
             raise UserError(
                 f"{MAX_BAD_STEPS} steps in a row had no finite loss; {kept}. Look at the images in "
                 f"{self.directory.bad_steps}; lower --lr, set --clip-grad 1, or use --no-amp, in another --output."
@@ -359,33 +233,34 @@ class Run:
 
     def _interrupted(self) -> bool:
         """Whether any process was asked to end; all agree."""
-        return self.machine.any(self.interruption.signal is not None)
+        return self.machine.in_any_process(self.interruption.signal is not None)
 
     def _must_leave(self) -> bool:
         """Whether to leave in the middle of an evaluation, which several processes would have to agree on."""
         return self.interruption.signal is not None and self.machine.world_size == 1
 
-    def _finish_epoch(self, val_loader: NormalizedLoader, speed: dict[str, float]) -> None:
+    def _finish_epoch(self, speed: dict[str, float]) -> None:
         """Evaluates, records and saves."""
         progress = self.progress
-        loss_sum, num_images = self._totals()
+        total = progress.of_all(self.machine)
 
         def measure(model: nn.Module, label: str) -> Accuracy:
             if self.machine.world_size > 1:
                 distribute_bn(model, self.machine.world_size)  # the first process's, which are saved
-            return evaluate(model, val_loader, self.machine, self.display, label=label, stop=self._must_leave)
+            return evaluate(model, self.val_loader, self.machine, self.display, label=label, stop=self._must_leave)
 
         found = measure(self.model, "validating")
         row = {
             "epoch": progress.epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": loss_sum / max(num_images, 1),
+            "lr": self.learner.optimizer.param_groups[0]["lr"],
+            "train_loss": total.loss_sum / max(total.num_images, 1),
             "val_loss": found.loss,
             "val_top1": found.top1_percent,
             "val_top5": found.top5_percent,
         }
-        if self.task.has_ema() and not self._must_leave():
-            row["ema_top1"] = measure(self.task.get_eval_model(ema=True), "validating the average").top1_percent
+        if self.config.model_ema and not self._must_leave():
+            average = self.learner.task.get_eval_model(ema=True)
+            row["ema_top1"] = measure(average, "validating the average").top1_percent
         if self._must_leave():
             return  # the epoch is evaluated again when the run goes on
         if found.unreadable and progress.epoch == 0:
@@ -400,94 +275,9 @@ class Run:
         self._save(end_of_epoch=True)
         self.trackers.log(row)
 
-    def _machine_in_words(self) -> dict[str, Any]:
-        """What of the machine changes the result."""
-        return {"processes": self.machine.world_size, "precision": self.machine.precision}
-
-    def _totals(self) -> tuple[float, int]:
-        """Loss and images of the epoch so far, over all processes."""
-        sums = self.machine.gather((self.progress.loss_sum, self.progress.num_images))
-        return sum(loss for loss, _ in sums), sum(images for _, images in sums)
-
     def _save(self, *, end_of_epoch: bool) -> None:
-        """Writes last.pt and, after an epoch, what comes of it. A disk that is full now may not be at the next save."""
-        loss_sum, num_images = self._totals()
-        unreadable = self.machine.gather(self.progress.unreadable)
         self.progress.elapsed_s = time.monotonic() - self._started_s
-        progress = asdict(self.progress) | {"loss_sum": loss_sum, "num_images": num_images}
-        progress["unreadable"] = list(dict.fromkeys(sentence for sentences in unreadable for sentence in sentences))
-        contents = {
-            **self.about,
-            **self.task.get_checkpoint_state(),
-            **(self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": progress,
-            "epoch": self.progress.epoch - 1,
-            "metrics": self.progress.metrics[-1] if self.progress.metrics else {},
-            "config": plain(asdict(self.config)),
-            "split": self.source.split,
-            **self._machine_in_words(),
-        }
-
-        def write() -> None:
-            write_checkpoint(self.directory.last, contents)
-            if end_of_epoch:
-                self._file_epoch()
-
-        failures = [self._failure(write)]
-        self.saved = failures[0] is None
-        if end_of_epoch:
-            if failures[0] is not None:
-                self.progress.unsaved.append(self.progress.epoch - 1)
-            failures.append(self._failure(lambda: self.directory.write_metrics(self.progress.metrics)))
-        for failure in filter(None, failures):
-            if self.progress.epoch == self.config.epochs:
-                raise failure
-            self.display.say(f"warning: {failure}")
-
-    def _failure(self, write: Callable[[], None]) -> UserError | None:
-        """Lets the first process write; what kept it from that, in every process."""
-        try:
-            self.machine.ask_first(write)
-        except UserError as error:
-            return error
-        return None
-
-    def _file_epoch(self) -> None:
-        """What follows from last.pt after an epoch: best.pt and the checkpoints of the last epochs."""
-        epoch = self.progress.epoch - 1
-        best = self.progress.best()
-        if best is not None and best["epoch"] == epoch:
-            link_checkpoint(self.directory.last, self.directory.best)
-        if self.config.checkpoint_hist > 1:
-            link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
-            self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
-
-    def _restore(self) -> None:
-        """Takes up where last.pt left; refuses settings under which the result would be another."""
-        state = read_training_state(self.directory.last)
-        machine = self._machine_in_words()
-        refuse_other_run(state, {**self.about, **machine, "split": self.source.split, "config": asdict(self.config)})
-        if state["processes"] != machine["processes"]:  # refused, a run whose GPU broke could not go on at all
-            self.display.say(
-                f"warning: the run had {state['processes']} processes, and goes on with {machine['processes']}. It "
-                "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
-            )
-        self.task.load_checkpoint_state(state["state_dict"])
-        if self.task.has_ema():
-            self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        if not self.machine.is_first:  # its sums are those of all
-            self.progress.loss_sum, self.progress.num_images = 0.0, 0
-        if self.progress.batch == 0 and self.progress.metrics:  # it may have died before it came to this
-            self.machine.ask_first(self._file_epoch)
-            self.machine.ask_first(lambda: self.directory.write_metrics(self.progress.metrics))
-        self.display.say(
-            f"Continuing {self.directory.path} at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}."
-        )
+        self.keeper.save(self.progress, end_of_epoch=end_of_epoch)
 
     def _loaders(self) -> tuple["DataLoader[Batch]", NormalizedLoader]:
         config = self.config
@@ -531,7 +321,7 @@ class Run:
             warn=self.display.say,
         )
 
-    def _report(self, val_loader: NormalizedLoader) -> None:
+    def _report(self) -> None:
         best = self.progress.best()
         assert best is not None
         summary = RunSummary(
@@ -543,7 +333,12 @@ class Run:
             class_names=self.source.class_names,
         )
         write_report(
-            self.directory.report, self.directory.best, val_loader, summary, machine=self.machine, display=self.display
+            self.directory.report,
+            self.directory.best,
+            self.val_loader,
+            summary,
+            machine=self.machine,
+            display=self.display,
         )
 
     def _describe(self) -> str:
@@ -580,7 +375,7 @@ class Run:
         if progress.epoch < self.config.epochs:
             codes = self.machine.gather(self.interruption.signal and EXIT_CODES[self.interruption.signal])
             interrupted = next(code for code in codes if code is not None)
-            where = "saved; " if self.saved else "not saved: what came after the last checkpoint is lost; "
+            where = "saved; " if self.keeper.saved else "not saved: what came after the last checkpoint is lost; "
             self.display.say(f"Stopped and {where}--resume with --output {self.directory.path} goes on from there.")
         else:
             self.display.say(

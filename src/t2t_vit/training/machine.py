@@ -60,7 +60,7 @@ class Machine:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def any(self, flag: bool) -> bool:
+    def in_any_process(self, flag: bool) -> bool:
         """Whether it is so in any process, in each of them; quick enough for every step."""
         if self.world_size == 1:
             return flag

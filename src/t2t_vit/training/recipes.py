@@ -14,7 +14,7 @@ class Recipe:
     Attributes:
         about: what it is for, its source, and what it gives.
         values: settings of `TrainConfig` by name.
-        by_model: further settings for the models whose name begins with these words.
+        by_model: further settings for the model of a name, and for those whose name goes on with an underscore.
         lr_batch_size: images in the optimiser step that the learning rates are meant for; with others all of them are
             scaled in proportion.
     """
@@ -34,7 +34,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "model": "t2t_vit_7",
             "img_size": 64,
-            "val_fraction": 0.5,  # 898 images: one is 0.1 %, and 900 to learn from are few
+            "val_fraction": 0.5,  # 899 images: one is 0.1 %, and 898 to learn from are few
             "epochs": 12,
             "batch_size": 32,
             "lr": 5e-4,

@@ -5,28 +5,28 @@ import html
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 import t2t_vit
 from t2t_vit.data.loading import NormalizedLoader
 from t2t_vit.data.sources import ImageSet, UnreadableImage
 from t2t_vit.models.weights import build_model
+from t2t_vit.training.charts import accuracy_chart, loss_chart
 from t2t_vit.training.logs import Display, format_duration, write_whole
 from t2t_vit.training.machine import Machine
+from t2t_vit.training.stopwatch import shares_in_words
 
 MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
 MAX_COUNTED_CLASSES, MAX_NAMED_CLASSES = 20, 50  # of a matrix whose cells show numbers, whose rows show names
 NUM_MISTAKES, NUM_PAIRS, NUM_EXTREMES = 24, 10, 20
 NAME_CHARACTERS = 18  # of a class name that fit beside the matrix
 THUMBNAIL_PX = 144
-TICKS_PERCENT = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.98, 99.99)
 
 
 class Prediction(NamedTuple):
@@ -154,7 +154,8 @@ def _head(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
     last = summary.metrics[-1]
     tiles = [
         ("best epoch", f"{summary.best_epoch + 1}", f"of {len(summary.metrics)}"),
-        ("time", format_duration(last["elapsed_s"]), f"{last['images_per_second']:,.0f} images a second"),
+        ("time", format_duration(last["elapsed_s"]), "evaluations included"),
+        ("images a second", f"{last['images_per_second']:,.0f}", shares_in_words(last)),
     ]
     if predictions and len(summary.class_names) > 5:
         tiles.insert(0, _accuracy_tile("top-5", [prediction.in_top5 for prediction in predictions]))
@@ -193,84 +194,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         "Learning curves",
         "A dot marks the best epoch. The height of an accuracy is its error's logarithm. The training loss is that of "
         "augmented images: it may stay above the validation loss.",
-        f'<div class="charts">\n{_accuracy_chart(columns)}{_loss_chart(losses)}</div>\n',
-    )
-
-
-def _accuracy_chart(columns: Mapping[str, Sequence[float]]) -> str:
-    errors = [100 - top1 for column in columns.values() for top1 in column]
-    # No error at all has no logarithm: it is drawn at half of the smallest error seen.
-    floor = min((error for error in errors if error > 0), default=1.0) / (2 if min(errors) <= 0 else 1)
-    top, bottom = floor / 1.15, min(max(*errors, floor) * 1.1, 100.0)
-
-    def height(top1: float) -> float:
-        return math.log(bottom / max(100 - top1, floor)) / math.log(bottom / top)
-
-    ticks = [(height(100), "100")] if min(errors) <= 0 else []
-    for tick in reversed(TICKS_PERCENT):
-        if top <= 100 - tick <= bottom and (not ticks or ticks[-1][0] - height(tick) > 0.09):
-            ticks.append((height(tick), f"{tick:g}"))
-    best = {name: max(range(len(column)), key=column.__getitem__) for name, column in columns.items()}
-    told = {name: f"{columns[name][epoch]:.2f} % in epoch {epoch + 1}" for name, epoch in best.items()}
-    heights = {name: list(map(height, column)) for name, column in columns.items()}
-    return _chart("Top-1 on validation images, %", heights, ticks, told, best)
-
-
-def _loss_chart(columns: Mapping[str, Sequence[float]]) -> str:
-    highest = max((loss for column in columns.values() for loss in column if math.isfinite(loss)), default=1.0) or 1.0
-    ticks = [
-        tick for tick in MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(0, highest) if tick <= 1.02 * highest
-    ]
-    heights = {name: [loss / highest / 1.02 for loss in column] for name, column in columns.items()}
-    told = {name: f"{column[-1]:.4g} at the end" for name, column in columns.items()}
-    return _chart("Loss", heights, [(tick / highest / 1.02, f"{tick:g}") for tick in ticks], told, {})
-
-
-def _chart(
-    title: str,
-    heights: Mapping[str, Sequence[float]],
-    ticks: Iterable[tuple[float, str]],
-    told: Mapping[str, str],
-    marked: Mapping[str, int],
-) -> str:
-    """Lines over the epochs, as SVG with a legend.
-
-    Args:
-        title: what the heights are.
-        heights: for each line its points, 0 at the bottom and 1 at the top; those that are not finite are left out.
-        ticks: heights and what to write there.
-        told: the line's figures in words.
-        marked: the point of a line that gets a dot.
-    """
-    num_epochs = max(map(len, heights.values()))
-    left, right, top, bottom = 42, 452, 12, 224
-
-    def place(epoch: int, height: float) -> str:
-        x = left + (right - left) * epoch / max(num_epochs - 1, 1)
-        return f"{x:.1f},{bottom - (bottom - top) * height:.1f}"
-
-    drawn = [
-        f'<path class="grid" d="M{left} {y:.1f}H{right}"/><text x="{left - 8}" y="{y + 4:.1f}" '
-        f'text-anchor="end">{label}</text>\n'
-        for y, label in ((bottom - (bottom - top) * height, label) for height, label in ticks)
-    ]
-    for tick in {1, *map(round, MaxNLocator(nbins=6, integer=True).tick_values(1, max(2, num_epochs)))}:
-        if 1 <= tick <= num_epochs:
-            x = place(tick - 1, 0).split(",")[0]
-            drawn.append(f'<text x="{x}" y="{bottom + 20}" text-anchor="middle">{tick}</text>\n')
-    legend = ""
-    for number, (name, line) in enumerate(heights.items()):
-        points = [place(epoch, height) for epoch, height in enumerate(line) if math.isfinite(height)]
-        drawn.append(f'<polyline class="line{number}" points="{" ".join(points)}"/>\n')
-        dots = [place(marked[name], line[marked[name]])] if name in marked else points if len(points) == 1 else []
-        for x, y in (dot.split(",") for dot in dots):
-            drawn.append(f'<circle class="line{number}" cx="{x}" cy="{y}" r="4.5"/>\n')
-        legend += f'<li class="line{number}"><b>{name}</b> {told[name]}</li>\n'
-    alt = f"{title}, over {num_epochs} epochs. " + ". ".join(f"{name}: {text}" for name, text in told.items())
-    return (
-        f'<figure>\n<figcaption>{title}</figcaption>\n<ul class="legend">\n{legend}</ul>\n'
-        f'<svg viewBox="0 0 464 264" role="img" aria-label="{alt}">\n{"".join(drawn)}'
-        f'<text x="{right}" y="{bottom + 38}" text-anchor="end">epochs</text>\n</svg>\n</figure>\n'
+        f'<div class="charts">\n{accuracy_chart(columns)}{loss_chart(losses)}</div>\n',
     )
 
 

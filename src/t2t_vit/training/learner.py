@@ -1,0 +1,158 @@
+"""A network that learns: one update of its weights after another."""
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from timm.utils import dispatch_clip_grad
+from torch import Tensor, nn
+
+from t2t_vit.data.loading import Batch, EpochBatches, Normalize
+from t2t_vit.errors import UserError
+from t2t_vit.training.build import build_mixup, build_optimizer, build_schedule, build_task
+from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.machine import Machine
+from t2t_vit.training.stopwatch import Stopwatch
+
+
+class Learned(NamedTuple):
+    """What came of a batch: the sum of its images' losses, how many they are, and whether the weights were updated."""
+
+    loss_sum: float
+    num_images: int
+    updated: bool
+
+
+class Learner:
+    """The network with all that its weights and their changes depend on.
+
+    Args:
+        config: the settings.
+        model: the network, on the device.
+        machine: where and in which precision.
+        batches: of an epoch.
+        about: what a checkpoint says of the network: its classes and how images are prepared for it.
+
+    Attributes:
+        watch: where the time goes, since `begin_epoch`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, machine: Machine, batches: EpochBatches, about: dict[str, Any]
+    ) -> None:
+        self.config, self.model, self.machine = config, model, machine
+        self.normalize = Normalize(about["data_config"], machine.device, re_prob=config.reprob)
+        self.mixup = build_mixup(config, num_classes=len(about["class_names"]))
+        self.full_share = self._share_of_batch(batches.num_images)
+        self.task = build_task(config, model, machine, about["class_names"])
+        self.optimizer = build_optimizer(config, model)
+        self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=batches.batches_per_epoch)
+        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.amp_dtype == torch.float16)
+
+    def _share_of_batch(self, num_images: int) -> float:
+        """Images of a full batch that each process gets, on average. Mixup pairs them, and leaves an odd one out."""
+        batch_size, processes = self.config.batch_size, self.machine.world_size
+        shares = [len(range(rank, min(batch_size, num_images), processes)) for rank in range(processes)]
+        if self.mixup is None:
+            return sum(shares) / processes
+        if batch_size // processes % 2 or min(shares) < 2:
+            raise UserError(
+                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} "
+                f"images, is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
+            )
+        return sum(share // 2 * 2 for share in shares) / processes
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Gets ready for the batches of an epoch."""
+        if self.mixup is not None and self.config.mixup_off_epoch:
+            self.mixup.mixup_enabled = epoch < self.config.mixup_off_epoch
+        self.task.train()
+        self.watch = Stopwatch(host_apart=self.machine.device.type != "cpu")
+
+    def learn(self, batch: Batch, update: int) -> Learned:
+        """Updates the weights, unless the gradient is not finite.
+
+        Args:
+            batch: this process's share; it may be empty.
+            update: its number in the run, from 0.
+        """
+        self.schedule.step_update(update)
+        self._seed(update)
+        self.optimizer.zero_grad()
+        losses: list[Tensor] = []
+        counts: list[int] = []
+        for images, targets, share, last in self._parts(batch):
+            with self.task.no_sync() if not last else torch.enable_grad():
+                with self.machine.autocast():
+                    loss = self.task(images, targets)["loss"]
+                # A sum over the images, divided by what a full batch has: so the gradients that several processes
+                # average are those of one process, though an image may be unreadable in one of them.
+                self.scaler.scale(loss * share).backward()
+            if share > 0:  # else it stands for images that are all unreadable
+                losses.append(loss.detach())
+                counts.append(len(images))
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+        found = torch.stack([*losses, norm.to(self.machine.device)])
+        self.watch.lap("host")
+        # The one time that a step waits for the device. The norm is the same in every process: it is that of all.
+        *values, norm_value = found.tolist()
+        self.watch.lap("device_wait")
+        loss_sum = sum(value * count for value, count in zip(values, counts, strict=True))
+        if not math.isfinite(norm_value):
+            self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)
+            return Learned(loss_sum, sum(counts), updated=False)
+        if self.config.clip_grad is not None:
+            dispatch_clip_grad(parameters, self.config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.task.update_ema(step=update + 1)
+        return Learned(loss_sum, sum(counts), updated=True)
+
+    def _seed(self, update: int) -> None:
+        """Starts the random numbers of erasing, mixup and dropout; each process has its own."""
+        key = (self.config.seed, update, self.machine.rank)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
+        """The batch on the device as the network takes it, in the parts that go through it one after another.
+
+        Yields images, targets, the share of the batch that they are, and whether it is the last part.
+        """
+        device = self.machine.device
+        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
+        images = self.normalize(batch.images).to(memory_format=layout)
+        targets = batch.targets.to(device, non_blocking=True)
+        if self.mixup is not None:  # it pairs images: an odd one is left out
+            even = len(images) // 2 * 2
+            images, targets = images[:even], targets[:even]
+        full = self.full_share
+        if len(images) == 0:  # all unreadable; other processes wait for this one's part of the gradient
+            images, targets = torch.zeros(2, *images.shape[1:], device=device), targets.new_zeros(2)
+            full = float("inf")
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        parts = min(self.config.grad_accum_steps, len(images))
+        for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
+            yield own, their, len(own) / full, part == parts - 1
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: weights, their moving average, the optimiser's and the scaler's memory."""
+        average = self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}
+        memory = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {**self.task.get_checkpoint_state(), **average, **memory}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes up where a checkpoint left."""
+        self.task.load_checkpoint_state(state["state_dict"])
+        if self.task.has_ema():
+            self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
