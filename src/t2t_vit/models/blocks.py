@@ -1,6 +1,7 @@
 """Backbone blocks: plain, and the CNN-inspired ones that the paper compares (section 3.2, table 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -120,34 +121,24 @@ class HeadMixing(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention."""
+    """Multi-head attention, with a squeeze-excitation gate over its projected output where one is wanted."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, qkv_bias: bool, attn_drop: float, proj_drop: float, **factory: Any
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool,
+        attn_drop: float,
+        proj_drop: float,
+        squeeze_excite: bool = False,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
         self.heads = HeadMixing(dim, num_heads, attn_drop)
         self.proj = nn.Linear(dim, dim, **factory)
-        self.proj_drop = nn.Dropout(proj_drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens to tokens, (B, N, dim)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj_drop(self.proj(self.heads(q, k, v)))
-
-
-class SqueezeExciteAttention(nn.Module):
-    """Multi-head attention whose projected output passes a squeeze-excitation gate before the residual."""
-
-    def __init__(
-        self, dim: int, num_heads: int, *, qkv_bias: bool, attn_drop: float, proj_drop: float, **factory: Any
-    ) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
-        self.heads = HeadMixing(dim, num_heads, attn_drop)
-        self.proj = nn.Linear(dim, dim, **factory)
-        self.se_layer = SqueezeExcite(dim, **factory)
+        self.se_layer = SqueezeExcite(dim, **factory) if squeeze_excite else nn.Identity()
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,7 +193,12 @@ class GhostMlp(nn.Module):
         return self.drop(self.fc2(self.drop(x)))
 
 
-ATTENTIONS = {"plain": Attention, "se": SqueezeExciteAttention, "ghost": GhostAttention, "dense": Attention}
+ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
+    "plain": Attention,
+    "se": partial(Attention, squeeze_excite=True),
+    "ghost": GhostAttention,
+    "dense": Attention,
+}
 
 
 def build_backbone(
