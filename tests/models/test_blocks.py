@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.blocks import HeadMixing, Transition, build_backbone
+from t2t_vit.models.blocks import Block, HeadMixing, Transition, build_backbone
 
 
 @pytest.mark.parametrize("kind", ["plain", "se", "ghost"])
@@ -29,6 +29,48 @@ def test_a_dense_block_keeps_its_input_in_front():
 def test_drop_path_rises_linearly_over_all_blocks():
     blocks = build_backbone("plain", 16, 5, num_heads=4, mlp_ratio=2.0, drop_path=0.4)
     assert [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("kind", ["plain", "se", "ghost", "dense"])
+def test_skipping_dropped_images_is_drop_path(kind, monkeypatch):
+    depth, growth_rate = ((2,), 8) if kind == "dense" else (2, 0)
+    blocks = build_backbone(kind, 16, depth, num_heads=4, mlp_ratio=3.0, growth_rate=growth_rate, drop_path=0.5)
+    block = blocks[-1].train()
+    results = []
+    for skips in (True, False):
+        if not skips:
+            monkeypatch.setattr(Block, "_skips_dropped", lambda self, x: False)
+        x = torch.randn(9, 5, 16 + growth_rate, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        torch.manual_seed(0)
+        y = block(x)
+        block.zero_grad()
+        y.square().mean().backward()
+        results.append([y, x.grad, *(parameter.grad for parameter in block.parameters())])
+    torch.testing.assert_close(*results)
+
+
+def test_a_dropped_image_costs_nothing():
+    *_, block = build_backbone("plain", 16, 2, num_heads=4, mlp_ratio=2.0, drop_path=0.5)
+    computed = []
+    block.mlp.register_forward_hook(lambda module, inputs, output: computed.append(len(inputs[0])))
+    x = torch.randn(64, 5, 16)
+    y = block(x)
+    block.eval()(x)
+    assert 0 < computed[0] < 64
+    assert computed[1] == 64
+    block.drop_path.drop_prob = 1 - 1e-9
+    block.train()(x).sum().backward()  # no image is left
+    assert computed[2] == 0
+    assert y.shape == x.shape
+
+
+def test_a_compiled_block_drops_the_same_images():
+    *_, block = build_backbone("plain", 16, 2, num_heads=4, mlp_ratio=2.0, drop_path=0.5)
+    results = []
+    for run in (block, torch.compile(block, backend="eager", fullgraph=True)):
+        torch.manual_seed(0)
+        results.append(run(torch.ones(8, 5, 16)))
+    torch.testing.assert_close(*results)
 
 
 def test_fused_and_plain_attention_agree():

@@ -39,11 +39,34 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens to tokens, (B, N, dim) to (B, N, out_dim)."""
-        y = x + self.drop_path(self.attn(self.norm1(x)))
-        y = y + self.drop_path(self.mlp(self.norm2(y)))
+        if not torch.jit.is_scripting() and self._skips_dropped(x):
+            y = self._add_where_kept(x, self.norm1, self.attn)
+            y = self._add_where_kept(y, self.norm2, self.mlp)
+        else:
+            y = x + self.drop_path(self.attn(self.norm1(x)))
+            y = y + self.drop_path(self.mlp(self.norm2(y)))
         if self.dense_linear is not None:
             return torch.cat((x, self.dense_linear(y)), dim=2)
         return y
+
+    @torch.jit.unused
+    def _skips_dropped(self, x: Tensor) -> bool:
+        """Whether images that drop a branch are spared it: on a CPU, unless compiled or traced.
+
+        A GPU would have to be waited for to know how many they are, and a graph has the shapes it was made with.
+        """
+        traced = torch.jit.is_tracing() or not isinstance(x, Tensor)  # type: ignore[no-untyped-call]
+        skips = self.training and isinstance(self.drop_path, DropPath) and not torch.compiler.is_compiling()
+        return skips and not traced and x.is_cpu
+
+    @torch.jit.unused
+    def _add_where_kept(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+        """x + drop_path(branch(norm(x))), where only images that keep the branch go through it."""
+        assert isinstance(self.drop_path, DropPath)
+        keep_prob = 1 - self.drop_path.drop_prob
+        kept = x.new_empty(x.shape[0]).bernoulli_(keep_prob).nonzero().squeeze(1)
+        added = branch(norm(x.index_select(0, kept)))
+        return x.index_add(0, kept, added.to(x.dtype), alpha=1 / keep_prob)
 
 
 class Transition(nn.Module):
