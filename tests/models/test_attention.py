@@ -14,10 +14,15 @@ def random_qkv(dtype=torch.bfloat16):
 
 
 @pytest.fixture
-def many_tokens(monkeypatch):
-    """Twenty tokens are many, and taken seven at a time."""
-    monkeypatch.setattr(module, "MAX_STORED_TOKENS", 19)
+def in_parts(monkeypatch):
+    """Of twenty tokens, seven are taken at a time."""
     monkeypatch.setattr(module, "QUERIES_AT_A_TIME", 7)
+
+
+@pytest.fixture
+def many_tokens(in_parts, monkeypatch):
+    """And twenty are too many to keep the weights."""
+    monkeypatch.setattr(module, "MAX_STORED_TOKENS", 19)
 
 
 def result_and_gradients(attend, tensors):
@@ -26,22 +31,16 @@ def result_and_gradients(attend, tensors):
     return [result, *gradients]
 
 
-def agree_with_the_fused_kernel():
+@pytest.mark.parametrize("how", [None, "in_parts", "many_tokens"])
+def test_products_agree_with_the_fused_kernel(how, request):
+    if how is not None:
+        request.getfixturevalue(how)
     ours = result_and_gradients(lambda q, k, v: attention(q, k, v, scale=0.3), random_qkv())
     exact = [tensor.detach().float().requires_grad_() for tensor in random_qkv()]
     fused = result_and_gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), exact)
     for our, their in zip(ours, fused, strict=True):
         assert our.dtype == torch.bfloat16
         assert (our.float() - their).norm() <= 0.01 * their.norm()
-
-
-def test_products_agree_with_the_fused_kernel():
-    agree_with_the_fused_kernel()
-
-
-@pytest.mark.usefixtures("many_tokens")
-def test_products_of_many_tokens_agree_with_the_fused_kernel():
-    agree_with_the_fused_kernel()
 
 
 @pytest.mark.usefixtures("many_tokens")

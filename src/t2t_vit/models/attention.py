@@ -6,10 +6,9 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-MAX_STORED_TOKENS = 1024
-"""Tokens up to which products store the weights of attention for the backward pass."""
-QUERIES_AT_A_TIME = 256
-"""Of more tokens than that."""
+QUERIES_AT_A_TIME = 512
+MAX_STORED_TOKENS = 4096
+"""Tokens up to which the weights of attention are kept for the backward pass."""
 
 
 @torch.fx.wrap
@@ -18,8 +17,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) 
     """softmax(scale q k^T) v.
 
     PyTorch's fused kernels store no weights of attention, and on a GPU nothing is quicker. On a CPU in bfloat16 two
-    plain products are (docs/log.md). Of many tokens they take a part of the queries at a time, and the backward pass
-    computes the weights again, so that the memory is linear in the tokens here too.
+    plain products are (docs/log.md), of a part of the queries at a time. In training they keep the weights; of very
+    many tokens the backward pass computes them again, so that the memory is linear in the tokens here too.
 
     Args:
         q: queries, (B, heads, N, D).
@@ -38,13 +37,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) 
         return F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=scale)
     shape = q.shape
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B * heads, N, D)
+    parts = torch.split(q, QUERIES_AT_A_TIME, dim=1)
     if torch.jit.is_scripting() or shape[2] <= MAX_STORED_TOKENS:
-        return _products(q, k, v, scale, drop).reshape(shape)
-    parts = [
-        checkpoint(_products, part, k, v, scale, drop, use_reentrant=False)
-        for part in torch.split(q, QUERIES_AT_A_TIME, dim=1)
-    ]
-    return torch.cat(parts, dim=1).reshape(shape)
+        mixed = [_products(part, k, v, scale, drop) for part in parts]
+    else:
+        mixed = [checkpoint(_products, part, k, v, scale, drop, use_reentrant=False) for part in parts]
+    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)).reshape(shape)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float) -> Tensor:
