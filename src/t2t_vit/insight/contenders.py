@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
 from t2t_vit.insight.complexity import create_for, describe, input_size_of
-from t2t_vit.memory import keep_freed_memory
+from t2t_vit.memory import hand_back_freed_memory, keep_freed_memory
 
 WARM_UP_STEPS = 3  # CUDA graphs are recorded in the second step and replayed from the third
 PATIENCE_S = 3.0  # with a process that is to end
@@ -280,6 +280,7 @@ def _reset_peak(device: torch.device) -> int:
     A GPU's peak is kept: what CUDA graphs use is allocated once, when they are recorded.
     """
     if device.type != "cuda":
+        hand_back_freed_memory()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
     return _peak_bytes(device)
