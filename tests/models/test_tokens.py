@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.splits import PAPER_SPLITS, grid_size
+from t2t_vit.models import mixers
+from t2t_vit.models.splits import PAPER_SPLITS, grid_size, norm_linear_over_patches
 from t2t_vit.models.tokens import TokensToToken, build_tokens
 
 
@@ -41,3 +42,18 @@ def test_mistakes_are_told():
         TokensToToken(splits=((3, 2, 1),))
     with pytest.raises(UserError, match=r"token_drop_rate has no effect on 'patch' tokens"):
         build_tokens("patch", 3, 8, token_dim=4, splits=PAPER_SPLITS, token_drop_rate=0.1)
+
+
+@pytest.mark.parametrize("kind", ["performer", "transformer"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_channels_stay_the_last_in_memory(kind, batch_size, monkeypatch):
+    """Attention's fused kernel refuses others, and PyTorch then takes memory quadratic in the tokens."""
+    found = []
+
+    def projected(*args):
+        found.append(norm_linear_over_patches(*args))
+        return found[-1]
+
+    monkeypatch.setattr(mixers, "norm_linear_over_patches", projected)
+    TokensToToken(tokens=kind).eval()(torch.randn(batch_size, 3, 64, 64))
+    assert [tokens.stride(-1) for tokens in found] == [1, 1]

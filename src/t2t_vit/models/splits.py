@@ -78,7 +78,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, split: Split) -> Te
     """The map whose tokens are `linear_over_patches`, (B, D, h, w), channels last in memory."""
     kernel, stride, padding = split
     filters = weight.reshape(weight.shape[0], x.shape[1], kernel, kernel)
-    return F.conv2d(x.contiguous(memory_format=torch.channels_last), filters, bias, stride, padding)
+    # both, as a single image may look as if its channels were not the last
+    x, filters = x.contiguous(memory_format=torch.channels_last), filters.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, filters, bias, stride, padding)
 
 
 @torch.fx.wrap
