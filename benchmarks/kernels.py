@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2t_vit.memory import keep_freed_memory
 from t2t_vit.models.attention import attention
 from t2t_vit.models.splits import SoftSplit, linear_over_patches, norm_linear_over_patches
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     print(f"{'ms':34} {'forward':>20} {'forward and backward':>28}")
     for dtype in (torch.float32, torch.bfloat16):
         for name, case in SPLITS.items():
