@@ -1,34 +1,55 @@
 import ctypes
+import os
 import platform
-import resource
+import subprocess
+import sys
 
 import pytest
 
-from t2t_vit import memory
 from t2t_vit.memory import hand_back_freed_memory, keep_freed_memory
 
+# What the process holds in MiB at first, after 64 MiB were freed, and after they were handed back.
+PROGRAM = """
+import ctypes
+from t2t_vit.memory import hand_back_freed_memory, keep_freed_memory
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
-def test_memory_is_used_again_without_fresh_pages():
-    library = ctypes.CDLL(None)
-    library.malloc.restype = ctypes.c_void_p
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
 
-    def fresh_pages(num_bytes):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        pointer = ctypes.c_void_p(library.malloc(ctypes.c_size_t(num_bytes)))
-        ctypes.memset(pointer, 1, num_bytes)
-        library.free(pointer)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) // 256
 
-    try:
-        keep_freed_memory()
-        fresh_pages(2**26)
-        assert fresh_pages(2**26) < 100  # of 16,384
-        hand_back_freed_memory()
-        assert fresh_pages(2**26) > 10_000
-    finally:
-        library.mallopt(memory.M_MMAP_THRESHOLD, 2**17)
-        library.mallopt(memory.M_TRIM_THRESHOLD, 2**17)
+keep_freed_memory()
+first = held()
+pointer = ctypes.c_void_p(library.malloc(ctypes.c_size_t(2**26)))
+ctypes.memset(pointer, 1, 2**26)
+library.free(pointer)
+freed = held()
+hand_back_freed_memory()
+print(first, freed, held())
+"""
+
+
+def run(**environment):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    arguments = {"capture_output": True, "text": True, "check": True, "env": plain | environment}
+    return map(int, subprocess.run([sys.executable, "-c", PROGRAM], **arguments).stdout.split())
+
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+
+
+@on_glibc
+def test_freed_memory_is_kept_until_it_is_handed_back():
+    first, freed, handed_back = run()
+    assert freed - first > 60
+    assert handed_back - first < 10
+
+
+@on_glibc
+def test_settings_of_the_user_win():
+    first, freed, _ = run(MALLOC_MMAP_THRESHOLD_="131072")
+    assert freed - first < 10
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):

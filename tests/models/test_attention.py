@@ -63,8 +63,12 @@ def test_weights_that_are_computed_again_drop_the_same_ones():
     torch.testing.assert_close(forward, backward, rtol=0.02, atol=0.5)
 
 
-def test_autocast_chooses_the_type_as_for_the_fused_kernel():
-    q, k, v = random_qkv(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert attention(q, k, v, scale=0.3).dtype == torch.bfloat16
-    assert attention(q, k, v, scale=0.3).dtype == torch.float32
+def test_autocast_chooses_the_type_as_for_the_fused_kernel(monkeypatch):
+    fused = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **settings: fused.append(q.dtype) or v)
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = random_qkv(dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            attention(q, k, v, scale=0.3)
+        attention(q, k, v, scale=0.3)
+    assert fused == [torch.float32, torch.float64, torch.float64]

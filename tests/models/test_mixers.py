@@ -143,3 +143,12 @@ def test_softmax_mixer_scales_by_the_input_width():
 def test_dropout_is_the_official_code_s():
     assert [m.p for m in PerformerMixer(3, 16, (3, 2, 1)).modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
     assert {m.p for m in TransformerMixer(3, 16, (3, 2, 1)).modules() if isinstance(m, nn.Dropout)} == {0.0}
+
+
+@pytest.mark.parametrize("mixer_class", [PerformerMixer, TransformerMixer])
+def test_a_mixer_can_be_scripted(mixer_class):
+    mixer = mixer_class(3, 16, (3, 2, 1), of_pixels=True).eval()
+    x = torch.randn(2, 3, 13, 11)
+    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):
+        scripted = torch.jit.script(mixer)
+    torch.testing.assert_close(scripted(x), mixer(x))

@@ -79,6 +79,13 @@ def test_its_gradients_are_those_of_the_definition():
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-10)
 
 
+def test_its_second_derivatives_are_right():
+    split = (3, 2, 1)
+    norm, linear = (layer.double() for layer in layers(split, 2))
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: convolved(x, split, norm, linear), x)
+
+
 @each_split
 def test_tokens_lie_in_memory_as_the_next_split_wants_its_map(split):
     norm, linear = layers(split, 3)

@@ -30,7 +30,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) 
     Returns:
         (B, heads, N, D).
     """
-    if not torch.jit.is_scripting() and q.is_cpu and torch.is_autocast_enabled("cpu"):
+    if torch.jit.is_scripting():
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=scale)
+    if q.is_cpu and torch.is_autocast_enabled("cpu") and q.dtype != torch.float64:  # as the fused kernel sees it
         dtype = torch.get_autocast_dtype("cpu")
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if not (q.is_cpu and q.dtype == torch.bfloat16):
@@ -38,7 +40,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) 
     shape = q.shape
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B * heads, N, D)
     parts = torch.split(q, QUERIES_AT_A_TIME, dim=1)
-    if torch.jit.is_scripting() or shape[2] <= MAX_STORED_TOKENS:
+    if shape[2] <= MAX_STORED_TOKENS:
         mixed = [_products(part, k, v, scale, drop) for part in parts]
     else:
         mixed = [checkpoint(_products, part, k, v, scale, drop, use_reentrant=False) for part in parts]

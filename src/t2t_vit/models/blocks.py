@@ -66,7 +66,7 @@ class Block(nn.Module):
         keep_prob = 1 - self.drop_path.drop_prob
         kept = x.new_empty(x.shape[0]).bernoulli_(keep_prob).nonzero().squeeze(1)
         added = branch(norm(x.index_select(0, kept)))
-        return x.index_add(0, kept, added.to(x.dtype), alpha=1 / keep_prob)
+        return x.index_add(0, kept, added.to(x.dtype), alpha=1 / (keep_prob or 1))
 
 
 class Transition(nn.Module):

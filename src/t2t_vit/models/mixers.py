@@ -134,7 +134,7 @@ class PerformerMixer(nn.Module):
             x, norm.weight, norm.bias, self.eps, kqv.weight, kqv.bias, self.split, self.of_pixels
         )
         k, q, v = x.chunk(3, dim=-1)
-        x = self.drop(performer_attention(q, k, v, self.w, self.proj.weight, self.proj.bias)).add_(v)
+        x = v + self.drop(performer_attention(q, k, v, self.w, self.proj.weight, self.proj.bias))
         return x + self.mlp(self.norm2(x))
 
 

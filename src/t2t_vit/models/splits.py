@@ -152,7 +152,7 @@ def variance_of_patches(x: Tensor, split: Split) -> Tensor:
     kernel, stride, padding = split
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean(dim=1, keepdim=True)
-    variance = (x - mean.detach()).square().mean(dim=1, keepdim=True)  # whose gradient by the mean is zero
+    variance = (x - mean).square().mean(dim=1, keepdim=True)
     mean, variance = F.pad(mean, [padding] * 4), F.pad(variance, [padding] * 4)
     for dim in (3, 2):
         means = mean.unfold(dim, kernel, stride)  # a view with the pixels of each window in a last dimension
