@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2t_vit.memory import keep_freed_memory
 from t2t_vit.models.attention import attention
 from t2t_vit.models.splits import SoftSplit, linear_over_patches, norm_linear_over_patches
+from t2t_vit.runtime.memory import keep_freed_memory
 
 BATCH = 8
 SPLITS = {  # channels, side of the map, split, width of the linear, whether a norm stands before it

@@ -29,7 +29,7 @@ from typing import Any
 import sklearn.datasets  # noqa: F401 - for the children: the built-in digits need it
 import torch
 
-from t2t_vit.training.checkpoints import read_training_state
+from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.loop import train
 

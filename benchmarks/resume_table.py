@@ -28,8 +28,8 @@ from PIL import Image
 
 from t2t_vit.cli import main as t2t_vit
 from t2t_vit.training import loop
+from t2t_vit.training.checkpointer import Checkpointer
 from t2t_vit.training.loop import Run
-from t2t_vit.training.progress import Keeper
 
 COMMON = ["--model", "t2t_vit_7", "--img-size", "32", "--epochs", "2", "--warmup-epochs", "0", "--batch-size", "16",
           "--checkpoint-every", "4", "--device", "cpu", "--resume"]  # fmt: skip
@@ -174,7 +174,7 @@ def stop_at(point: str, sign: signal.Signals) -> None:
         saves = itertools.count()
         torch.save = lambda *args: save_half(*args) if next(saves) == 2 else torch_save(*args)
     elif point == "last.pt without best.pt":
-        Keeper._file_epoch = before_call(0, stop, Keeper._file_epoch)
+        Checkpointer._file_epoch = before_call(0, stop, Checkpointer._file_epoch)
     elif rank != 0 or sign == signal.SIGTERM:  # of two processes, the second dies of SIGKILL
         if point == "validation":
             loop.evaluate = before_call(0, stop, loop.evaluate)

@@ -23,11 +23,14 @@ from pathlib import Path
 
 import torch
 
-from t2t_vit.insight.benchmark import Row, draw_rows, hardware_name, rows_of
-from t2t_vit.insight.complexity import count_macs, new_table, print_table, write_csv
-from t2t_vit.insight.contenders import Contender, Network, build_model, build_official, measure, official_models
+from t2t_vit.insight.complexity import count_macs
 from t2t_vit.models.tokens import TokensToToken
-from t2t_vit.training.machine import find_machine
+from t2t_vit.runtime.console import new_table, print_table
+from t2t_vit.runtime.files import write_csv
+from t2t_vit.runtime.hardware import hardware_name
+from t2t_vit.runtime.machine import find_machine
+from t2t_vit.speed.benchmark import Row, draw_rows, rows_of
+from t2t_vit.speed.contenders import Contender, Network, build_model, build_official, measure, official_models
 
 VIT = "vit_small_patch16_224"
 PRECISIONS = {
@@ -267,8 +270,8 @@ def report(kind: str, hardware: str, rows: Rows, output: Path) -> list[Verdict]:
     pipeline = ("input pipeline, images per second per core", "timm's loader", ">= 1.5 x (stretch 2)")
     verdicts.append(Verdict(*pipeline, None, "not measured: see input_pipeline.py"))
     slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
-    write_csv(verdicts, output / f"targets-{slug}.csv")
-    write_csv(rows, output / f"targets-{slug}-rows.csv")
+    write_csv(output / f"targets-{slug}.csv", verdicts)
+    write_csv(output / f"targets-{slug}-rows.csv", rows)
     return verdicts
 
 

@@ -23,12 +23,12 @@ from kill_storm import write_rows
 from PIL import Image
 
 from t2t_vit.data.sources import open_evaluation
+from t2t_vit.inference.evaluate import evaluate, evaluation_loader
 from t2t_vit.models.weights import build_model
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig, TransferConfig
-from t2t_vit.training.evaluate import evaluate, evaluation_loader
-from t2t_vit.training.logs import Display
 from t2t_vit.training.loop import train
-from t2t_vit.training.machine import find_machine
 
 OLD, NEW = range(5), range(5, 10)
 NUM_TEST, NUM_VAL = 90, 10  # of each new class; what training validates on decides nothing
@@ -137,7 +137,7 @@ def measure(checkpoint: Path, data: str) -> float:
     images = open_evaluation(data).images
     assert read.data_config is not None
     loader = evaluation_loader(images, read.data_config, batch_size=64, machine=machine, workers=0)
-    return evaluate(model, loader, machine, Display(epochs=0, silent=True)).top1_percent
+    return evaluate(model, loader, machine, Display(silent=True)).top1_percent
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

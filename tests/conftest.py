@@ -1,10 +1,13 @@
-"""What every test lives with: one thread, and no network beyond this machine."""
+"""What every test lives with: one thread, no network beyond this machine; and a run that takes a second."""
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Before torch is imported, and inherited by every process that a test starts. Several test processes share the cores,
 # and sums come out in the same order on every machine.
@@ -22,3 +25,51 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+def _draw(path: Path, label: int, seed: int) -> None:
+    """A noisy bar, upright and red for label 0, lying and blue for label 1."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+    place = rng.integers(8, 20)
+    if label == 0:
+        pixels[:, place : place + 6] = 220, 30, 30
+    else:
+        pixels[place : place + 6] = 30, 30, 220
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory):
+    """train/ with 24 images and val/ with 8, of two classes."""
+    root = tmp_path_factory.mktemp("pictures")
+    for part, count, offset in (("train", 12, 0), ("val", 4, 100)):
+        for label, name in enumerate(("upright", "lying")):
+            for i in range(count):
+                _draw(root / part / name / f"{i}.png", label, offset + 2 * i + label)
+    return root
+
+
+@pytest.fixture
+def tiny_config(picture_folder, tmp_path):
+    """Settings of a quick run; changes are given by name."""
+
+    from t2t_vit.training.config import TrainConfig  # here, for the tests of what imports nothing
+
+    def make(**changes):
+        settings = {
+            "data": str(picture_folder),
+            "model": "t2t_vit_7",
+            "img_size": 32,
+            "epochs": 2,
+            "warmup_epochs": 0,
+            "batch_size": 8,
+            "output": str(tmp_path / "run"),
+            "device": "cpu",
+            "amp": False,
+            "workers": 0,
+        }
+        return TrainConfig(**settings | changes)
+
+    return make

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from t2t_vit import __version__
 from t2t_vit.errors import UserError, closest
-from t2t_vit.memory import keep_freed_memory
+from t2t_vit.runtime.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ COMMANDS = {
         "transfer cifar10 --model t2t_vit_14 --checkpoint 81.5_T2T_ViT_14.pth.tar",
     ),
     "eval": Command(
-        "t2t_vit.training.config:EvalConfig",
-        "t2t_vit.training.evaluate:evaluate_command",
+        "t2t_vit.inference.config:EvalConfig",
+        "t2t_vit.inference.evaluate:evaluate_command",
         "accuracy of a checkpoint on labelled images",
         "eval digits --checkpoint runs/digits/best.pt",
     ),
@@ -57,20 +57,20 @@ COMMANDS = {
         "predict cat.jpg dog.jpg --checkpoint runs/pets/best.pt",
     ),
     "compare": Command(
-        "t2t_vit.insight.config:CompareConfig",
-        "t2t_vit.insight.compare:compare",
+        "t2t_vit.experiments.config:CompareConfig",
+        "t2t_vit.experiments.compare:compare",
         "what models cost and, given data, how well each learns it",
         "compare digits --models t2t_vit_7 t2t_vit_7_no_t2t",
     ),
     "benchmark": Command(
-        "t2t_vit.insight.config:BenchmarkConfig",
-        "t2t_vit.insight.benchmark:benchmark",
+        "t2t_vit.speed.config:BenchmarkConfig",
+        "t2t_vit.speed.benchmark:benchmark",
         "speed and memory of models, side by side",
         "benchmark t2t_vit_14 vit_small_patch16_224 --mode infer train --precision amp_bfloat16",
     ),
     "data": Command(
         "t2t_vit.data.config:DataConfig",
-        "t2t_vit.data.preflight:data_command",
+        "t2t_vit.data.check:data_command",
         "look at labelled images before training",
         "data digits --verify",
     ),
@@ -134,7 +134,7 @@ def _run(argv: Sequence[str]) -> int:
     keep_freed_memory()
 
     # here, so that `t2t-vit --help` does not wait for argparse
-    from t2t_vit import official
+    from t2t_vit import old_flags
     from t2t_vit.options import parse
 
     command = COMMANDS[name]
@@ -143,7 +143,7 @@ def _run(argv: Sequence[str]) -> int:
         words,
         prog=f"t2t-vit {name}",
         epilog=f"Example: t2t-vit {command.example}",
-        advise=official.advise,
+        advise=old_flags.advise,
     )
     return pkgutil.resolve_name(command.run)(config) or 0
 

@@ -22,7 +22,7 @@ def closest(name: str, known: Iterable[str], what: str) -> str:
     return f"Unknown {what} {name!r}. {advice}"
 
 
-def some(words: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
+def abbreviate(words: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
     """The first of them, and how many more there are."""
     shown = list(words)
     return separator.join(shown[:limit]) + (f" and {len(shown) - limit} more" if len(shown) > limit else "")

@@ -5,10 +5,10 @@ import timm
 import torch
 
 from t2t_vit.errors import UserError
+from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
-from t2t_vit.training.checkpoints import model_section
+from t2t_vit.training.checkpointer import model_section
 from t2t_vit.training.loop import train
-from t2t_vit.training.machine import find_machine
 from t2t_vit.training.recipes import RECIPES
 
 CLASSES = ("lying", "upright")

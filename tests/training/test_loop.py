@@ -15,11 +15,11 @@ from timm.task import ClassificationTask
 
 from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
-from t2t_vit.training import learner, machine, stopwatch
-from t2t_vit.training.checkpoints import read_training_state
+from t2t_vit.runtime import machine, stopwatch
+from t2t_vit.training import learner
+from t2t_vit.training.checkpointer import Checkpointer, read_training_state
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.loop import Run, train
-from t2t_vit.training.progress import Keeper
 
 
 def weights_of(path):
@@ -72,7 +72,7 @@ def test_the_time_of_an_epoch_is_told_apart(tiny_config, monkeypatch):
     lasting(2, ClassificationTask, "forward")
     lasting(5, torch.Tensor, "tolist")
     lasting(1, Run, "_interrupted")
-    lasting(7, Keeper, "save")
+    lasting(7, Checkpointer, "save")
     (row,) = train(tiny_config(epochs=1, checkpoint_every=1)).metrics
     seconds = 24 + 6 + 15 + 3 + 14
     expected = {"images_per_second": 24, "data_wait_percent": 2400, "host_percent": 600, "device_wait_percent": 1800}

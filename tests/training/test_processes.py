@@ -18,12 +18,12 @@ from t2t_vit.cli import main
 from t2t_vit.data.loading import EpochBatches
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
-from t2t_vit.training.checkpoints import read_training_state
+from t2t_vit.inference.evaluate import evaluate, evaluation_loader
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.machine import find_machine
+from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.evaluate import evaluate, evaluation_loader
-from t2t_vit.training.logs import Display
 from t2t_vit.training.loop import Run, train
-from t2t_vit.training.machine import find_machine
 
 SETTINGS = {
     "model": "t2t_vit_7", "img_size": 32, "epochs": 2, "warmup_epochs": 0, "batch_size": 8, "device": "cpu",
@@ -120,7 +120,7 @@ def evaluate_some(folder):
     for count in EVALUATED:
         part = images.subset(range(count))
         loader = evaluation_loader(part, data_config, batch_size=3, machine=machine, workers=0)
-        accuracy = evaluate(model, loader, machine, Display(epochs=0, silent=True))
+        accuracy = evaluate(model, loader, machine, Display(silent=True))
         found.append([accuracy.num_images, accuracy.loss, accuracy.top1_percent])
     return found
 

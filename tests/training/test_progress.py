@@ -12,11 +12,10 @@ import torch
 
 from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
-from t2t_vit.training import loop, progress
-from t2t_vit.training.checkpoints import read_training_state, write_checkpoint
+from t2t_vit.training import checkpointer, loop
+from t2t_vit.training.checkpointer import Checkpointer, read_training_state, write_checkpoint
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.loop import Run, train
-from t2t_vit.training.progress import Keeper
 
 EVERYTHING = {
     "mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "drop": 0.1, "drop_path": 0.2,
@@ -101,7 +100,7 @@ def test_killed_many_times_with_changing_workers_and_caches(tiny_config, tmp_pat
 def test_killed_between_the_checkpoint_and_what_follows_from_it(tiny_config, tmp_path, monkeypatch):
     whole = train(tiny_config(output=str(tmp_path / "whole"), checkpoint_hist=2))
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "_file_epoch", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr(Checkpointer, "_file_epoch", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(tiny_config(checkpoint_hist=2))
     resumed = train(tiny_config(checkpoint_hist=2, resume=True))
@@ -224,7 +223,7 @@ def test_the_best_epoch_is_the_best_of_those_that_were_saved(tiny_config, monkey
         write_checkpoint(path, contents)
 
     monkeypatch.setattr(loop, "evaluate", lambda *args, **kwargs: replace(evaluate(*args), top1_percent=next(top1)))
-    monkeypatch.setattr(progress, "write_checkpoint", write)
+    monkeypatch.setattr(checkpointer, "write_checkpoint", write)
     result = train(tiny_config(epochs=3, model_ema=False))
     assert result.best_top1 == 60.0
     assert read_training_state(result.output / "best.pt")["epoch"] == 2
@@ -233,7 +232,7 @@ def test_the_best_epoch_is_the_best_of_those_that_were_saved(tiny_config, monkey
 
 
 def test_metrics_are_written_though_the_checkpoint_is_not(tiny_config, monkeypatch):
-    monkeypatch.setattr(progress, "write_checkpoint", lambda *args: (_ for _ in ()).throw(UserError("no room")))
+    monkeypatch.setattr(checkpointer, "write_checkpoint", lambda *args: (_ for _ in ()).throw(UserError("no room")))
     config = tiny_config(epochs=1)
     with pytest.raises(UserError, match="no room"):
         train(config)

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from t2t_vit.options import argument, option
 
+DATA_HELP = (
+    "a folder with train/ and val/ or only class folders, a .tar of one, digits, cifar10, cifar100, wds/FOLDER or "
+    "hfds/NAME"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareImagenetConfig:

@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from t2t_vit.data.crops import Crop
 from t2t_vit.data.images import ImageSet, Part, Parts, read_image
 from t2t_vit.data.tars import TarTree
-from t2t_vit.errors import UserError, some
+from t2t_vit.errors import UserError, abbreviate
 
 VAL_FOLDERS = ("val", "validation")
 # Folders that stand for a part of the data, not for a class of it.
@@ -139,7 +139,7 @@ def _read_classes(tree: Tree, folder: str, part: str) -> tuple[tuple[str, ...], 
         labels += [label] * len(images)
     if without:
         raise UserError(
-            f"Every class folder needs an image, and in {tree.title(folder)} these have none: {some(without)}. "
+            f"Every class folder needs an image, and in {tree.title(folder)} these have none: {abbreviate(without)}. "
             f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folders."
         )
     names = [posixpath.join(part, file) for file in files]
@@ -152,7 +152,7 @@ def _list_class_folders(tree: Tree, folder: str) -> tuple[str, ...]:
     if not class_names:
         raise UserError(f"{expected}; it {'has files but no folder' if files else 'is empty'}.")
     if all(name.lower() in PART_FOLDERS for name in class_names):
-        raise UserError(f"{expected}; {some(class_names)} look like parts of the data: call them train and val.")
+        raise UserError(f"{expected}; {abbreviate(class_names)} look like parts of the data: call them train and val.")
     if len(class_names) == 1:
         raise UserError(f"{expected}; it has only {class_names[0]!r}. Are the classes inside that?")
     return class_names

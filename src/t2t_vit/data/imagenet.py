@@ -21,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from scipy.io import loadmat
 
 from t2t_vit.data.config import PrepareImagenetConfig
-from t2t_vit.errors import UserError, some
+from t2t_vit.errors import UserError, abbreviate
 
 # Synset to words of each class. It is written last, so a folder that has it is whole.
 CLASSES = "classes.json"
@@ -159,7 +159,7 @@ def _read_devkit(archive: _Archive) -> _Devkit:
         devkit = _parse_devkit(files[META], files[GROUND_TRUTH].decode())
     strange = [synset for synset in devkit.words if not re.fullmatch("n[0-9]{8}", synset)]
     if strange:  # they would become names of folders
-        raise archive.broken(f"it lists {some(strange)} among its synsets")
+        raise archive.broken(f"it lists {abbreviate(strange)} among its synsets")
     if not devkit.val:
         raise archive.broken("it lists no images")
     published = _in_words(NUM_CLASSES, NUM_TRAIN, NUM_VAL)
@@ -201,7 +201,7 @@ def _list(archive: _Archive, pattern: str, expected: set[str]) -> list[tarfile.T
     for difference, verb in ((expected - names, "lacks"), (names - expected, "has besides")):
         if difference:
             raise archive.broken(
-                f"of the {len(expected):,} files that the devkit lists it {verb} {some(sorted(difference))}"
+                f"of the {len(expected):,} files that the devkit lists it {verb} {abbreviate(sorted(difference))}"
             )
     return members
 
@@ -287,7 +287,7 @@ def _make_folders(output: Path, devkit: _Devkit) -> None:
             strange = set(_count_files(output / part)) - set(devkit.words)
             if strange:
                 raise UserError(
-                    f"{output / part} has folders that are no class of the devkit: {some(sorted(strange))}. "
+                    f"{output / part} has folders that are no class of the devkit: {abbreviate(sorted(strange))}. "
                     "Choose another --output."
                 )
             for synset in devkit.words:
@@ -340,6 +340,6 @@ def _refuse_wrong_counts(output: Path, devkit: _Devkit) -> None:
     wrong = _wrong_counts(output, devkit)
     if wrong:
         raise UserError(
-            f"{output} does not hold what the devkit counts: {some(wrong)}. Where images are missing the archive is "
-            "cut or damaged: download it again. Where there are too many, other files lie among them: remove those."
+            f"{output} does not hold what the devkit counts: {abbreviate(wrong)}. Where images are missing the archive "
+            "is cut or damaged: download it again. Where there are too many, other files lie among them: remove those."
         )

@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from t2t_vit.data.folders import VAL_FOLDERS
 from t2t_vit.data.images import ImageSet, Part, Parts
 from t2t_vit.data.tars import index_tar, read_extent, tar_images
-from t2t_vit.errors import UserError, some
+from t2t_vit.errors import UserError, abbreviate
 
 
 def shard_parts(folder: str) -> Parts:
@@ -39,7 +39,7 @@ def shard_parts(folder: str) -> Parts:
     if train and others:
         raise UserError(
             f"Some shards of {root} have the word train in their path, but these say nothing of their part: "
-            f"{some(others)}. Name them train, val or test, or move them away."
+            f"{abbreviate(others)}. Name them train, val or test, or move them away."
         )
 
     def part(kind: str, of_it: list[str]) -> Part | None:

@@ -14,12 +14,21 @@ from t2t_vit.data.folders import find_parts
 from t2t_vit.data.huggingface import hugging_face_parts
 from t2t_vit.data.images import ImageSet, Part, Parts, UnreadableImage, array_images, read_image
 from t2t_vit.data.shards import shard_parts
-from t2t_vit.errors import UserError, closest, some
+from t2t_vit.errors import UserError, abbreviate, closest
 
 DIGITS = "digits"
 STREAMS = ("tfds", "hfids")  # what timm has no random access to
 
-__all__ = ["Evaluation", "ImageSet", "Source", "UnreadableImage", "open_evaluation", "open_source", "read_image"]
+__all__ = [
+    "Evaluation",
+    "ImageSet",
+    "Source",
+    "UnreadableImage",
+    "open_evaluation",
+    "open_source",
+    "other_classes",
+    "read_image",
+]
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ def _parts_of(data: str, data_dir: str | None) -> Parts:
 def _refuse_other_classes(train: Sequence[str], val: Sequence[str], train_title: str, val_title: str) -> None:
     missing = [name for name in train if name not in set(val)]
     extra = [name for name in val if name not in set(train)]
-    differences = [f"lacks {some(missing)}"] * bool(missing) + [f"has {some(extra)} besides"] * bool(extra)
+    differences = [f"lacks {abbreviate(missing)}"] * bool(missing) + [f"has {abbreviate(extra)} besides"] * bool(extra)
     if differences:
         raise UserError(
             f"The classes of {val_title} must be those of {train_title}, but it {' and '.join(differences)}. "
@@ -165,13 +174,20 @@ def _refuse_other_classes(train: Sequence[str], val: Sequence[str], train_title:
     assert list(train) == list(val)
 
 
+def other_classes(found: Sequence[str], expected: Sequence[str]) -> str:
+    """The classes, of two lists of the same length, whose names differ: "'flat' for 'lying'"; empty if none does."""
+    return abbreviate(
+        f"{ours!r} for {theirs!r}" for ours, theirs in zip(found, expected, strict=True) if ours != theirs
+    )
+
+
 def _refuse_single_images(images: ImageSet, class_names: Sequence[str], title: str) -> None:
     counts = np.bincount(images.labels, minlength=len(class_names))
     singles = [name for name, count in zip(class_names, counts, strict=True) if count == 1]
     if singles:
         raise UserError(
             f"{title} has no val/, and a split needs two images of each class, one to train on and one to validate; "
-            f"these have one: {some(singles)}. Add images, or remove the folders."
+            f"these have one: {abbreviate(singles)}. Add images, or remove the folders."
         )
 
 

@@ -19,9 +19,9 @@ from t2t_vit.data.loading import DrawnImages, Normalize, eval_transform, evaluat
 from t2t_vit.data.sources import ImageSet, read_image
 from t2t_vit.deploy.config import PredictConfig
 from t2t_vit.errors import UserError
+from t2t_vit.inference.evaluate import data_config_of
 from t2t_vit.models.weights import Checkpoint, build_model
-from t2t_vit.training.evaluate import data_config_of
-from t2t_vit.training.machine import find_machine
+from t2t_vit.runtime.machine import find_machine
 
 Labels = list[tuple[str, float]]
 """Labels and their probabilities, the likeliest first."""

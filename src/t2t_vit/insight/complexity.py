@@ -1,19 +1,14 @@
 """What networks cost: parameters and multiply-accumulates."""
 
 import copy
-import csv
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,6 +17,8 @@ from t2t_vit.errors import UserError
 from t2t_vit.insight.config import ModelsConfig
 from t2t_vit.models.mixers import PerformerMixer
 from t2t_vit.models.variants import VARIANTS, list_models, resolve_any_name
+from t2t_vit.runtime.console import new_table, print_table
+from t2t_vit.runtime.files import write_csv
 
 FROZEN_TABLES = ("pos_embed", "w")
 """Buffers that stand for weights: the sinusoid table, and the performer's random features."""
@@ -143,7 +140,7 @@ def models(config: ModelsConfig) -> None:
     names = dict.fromkeys([*list_models(), *map(resolve_any_name, config.names)])
     rows = [describe(name, config.img_size) for name in names]
     if config.csv:
-        write_csv(rows, config.csv)
+        write_csv(Path(config.csv), rows)
     if config.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     else:
@@ -168,40 +165,6 @@ def print_complexity(rows: Iterable[Complexity]) -> None:
         )
     print_table(table)
     print("Top-1: in percent, as published for the model's own image size. One MAC is two FLOPs.")
-
-
-def new_table(*columns: str, num_words: int = 1) -> Table:
-    """An empty table; the first `num_words` columns hold words, the others numbers."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # narrow: all columns fit into 80 characters
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < num_words else "right", no_wrap=True)
-    return table
-
-
-def print_table(table: Table) -> None:
-    """Prints a table as wide as it is: a pipe or a narrow terminal cuts nothing off."""
-    Console(width=1000).print(table)
-
-
-def write_csv(rows: Sequence[Any], path: str | os.PathLike[str]) -> None:
-    """Writes dataclasses of one kind as CSV, a column for each field.
-
-    Raises:
-        UserError: when the file cannot be written.
-    """
-    try:
-        with Path(path).open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(field.name for field in dataclasses.fields(rows[0]))
-            writer.writerows(map(_csv_cells, rows))
-    except OSError as error:
-        raise UserError(f"Cannot write {os.fspath(path)}: {error.strerror}. Name another file.") from error
-
-
-def _csv_cells(row: Any) -> list[Any]:
-    """The values of a dataclass; a pair of sizes as 64x96."""
-    values = dataclasses.astuple(row)
-    return ["x".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
 
 
 def _structure(name: str, model: nn.Module) -> dict[str, Any]:

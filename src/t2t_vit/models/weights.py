@@ -13,7 +13,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from t2t_vit.errors import UserError, some
+from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.models.checkpoint_formats import OFFICIAL_CIFAR, SQUARE_KINDS, Checkpoint, read_checkpoint, recognise
 from t2t_vit.models.positions import resample_positions
 from t2t_vit.models.t2t_vit import T2TViT
@@ -72,7 +72,7 @@ class LoadReport:
         average = " (moving average of the weights)" if self.used_ema else ""
         lines = [f"Loaded {self.loaded} tensors of the {self.kind} {self.path}{average}"]
         lines += [f"  changed: {change}" for change in self.changed]
-        lines += [f"  left out: {some(self.left)}"] if self.left else []
+        lines += [f"  left out: {abbreviate(self.left)}"] if self.left else []
         return "\n".join(lines)
 
 
@@ -100,7 +100,7 @@ def load_checkpoint(
     if strict and changed + left:
         raise UserError(
             f"{checkpoint.path} does not fit {_name_of(model)} as it is, which strict=True asks for: "
-            f"{some(changed + [f'{key}: left out' for key in left])}."
+            f"{abbreviate(changed + [f'{key}: left out' for key in left])}."
         )
     model.load_state_dict(state, strict=False)
     report = LoadReport(checkpoint.path, checkpoint.kind, len(state), changed, left, checkpoint.used_ema)
@@ -165,7 +165,7 @@ def build_model(
         if not name:
             raise UserError(
                 f"{checkpoint.path} fits no network known here, and does not say which it is for: it holds "
-                f"{some(list(checkpoint.state_dict))}. Name the model if it is one of timm's."
+                f"{abbreviate(list(checkpoint.state_dict))}. Name the model if it is one of timm's."
             )
     name = resolve_any_name(name)
     arguments = dict(checkpoint.model_args) if name == checkpoint.model else {}
@@ -176,7 +176,9 @@ def build_model(
     network = timm.create_model(name, **{**arguments, **overrides})
     report = load_checkpoint(network, checkpoint)
     if alike:
-        report.changed.append(f"model: taken for {name}, though {some(alike)} would fit too; name the model to choose")
+        report.changed.append(
+            f"model: taken for {name}, though {abbreviate(alike)} would fit too; name the model to choose"
+        )
     return network, dataclasses.replace(checkpoint, report=report)
 
 
@@ -345,8 +347,8 @@ def _refusal(checkpoint: Checkpoint, model: nn.Module, misfits: list[str], *, no
     elif names:
         looks = f"this file is a {' or '.join(names)}"
     else:
-        looks = f"this file is no network known here: it holds {some(list(checkpoint.state_dict))}"
-    why = "nothing in it matches" if nothing else f"{len(misfits)} tensors do not fit: {some(misfits)}"
+        looks = f"this file is no network known here: it holds {abbreviate(list(checkpoint.state_dict))}"
+    why = "nothing in it matches" if nothing else f"{len(misfits)} tensors do not fit: {abbreviate(misfits)}"
     return f"{checkpoint.path} does not fit: expected a {expected}, {looks}; {why}."
 
 

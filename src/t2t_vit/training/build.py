@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from t2t_vit.data.sources import other_classes
 from t2t_vit.errors import UserError
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint, read_checkpoint
+from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.machine import Machine
-from t2t_vit.training.settings import other_classes
 
 
 def build_network(
@@ -82,7 +82,7 @@ def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: S
     else:
         task = LogitDistillationTask(
             model,
-            machine.first_first(lambda: _build_teacher(config, model, class_names)).to(machine.device),
+            machine.main_process_first(lambda: _build_teacher(config, model, class_names)).to(machine.device),
             task_loss_weight=1 - config.distill_alpha,
             temperature=config.distill_temperature,
             **common,

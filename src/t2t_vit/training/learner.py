@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from t2t_vit.data.loading import Batch, EpochBatches, Normalize
 from t2t_vit.errors import UserError
+from t2t_vit.runtime.machine import Machine
+from t2t_vit.runtime.stopwatch import Stopwatch
 from t2t_vit.training.build import build_mixup, build_optimizer, build_schedule, build_task
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.machine import Machine
-from t2t_vit.training.stopwatch import Stopwatch
 
 
-class Learned(NamedTuple):
+class StepResult(NamedTuple):
     """What came of a batch: the sum of its images' losses, how many they are, and whether the weights were updated."""
 
     loss_sum: float
@@ -72,7 +72,7 @@ class Learner:
         self.task.train()
         self.watch = Stopwatch(host_apart=self.machine.device.type != "cpu")
 
-    def learn(self, batch: Batch, update: int) -> Learned:
+    def learn(self, batch: Batch, update: int) -> StepResult:
         """Updates the weights, unless the gradient is not finite.
 
         Args:
@@ -105,13 +105,13 @@ class Learner:
         loss_sum = sum(value * count for value, count in zip(values, counts, strict=True))
         if not math.isfinite(norm_value):
             self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)
-            return Learned(loss_sum, sum(counts), updated=False)
+            return StepResult(loss_sum, sum(counts), updated=False)
         if self.config.clip_grad is not None:
             dispatch_clip_grad(parameters, self.config.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.task.update_ema(step=update + 1)
-        return Learned(loss_sum, sum(counts), updated=True)
+        return StepResult(loss_sum, sum(counts), updated=True)
 
     def _seed(self, update: int) -> None:
         """Starts the random numbers of erasing, mixup and dropout; each process has its own."""

@@ -18,22 +18,26 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
+from t2t_vit.data.check import preflight
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader, train_transform
-from t2t_vit.data.preflight import preflight
 from t2t_vit.data.sources import open_source
-from t2t_vit.errors import UserError, some
+from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.inference.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.pictures.report import RunSummary, write_report
+from t2t_vit.runtime.console import Display, format_duration
+from t2t_vit.runtime.files import plain
+from t2t_vit.runtime.hardware import describe_environment, peak_bytes
+from t2t_vit.runtime.machine import find_machine, one_of_several
+from t2t_vit.runtime.stopwatch import shares_in_words
 from t2t_vit.training.build import build_network
-from t2t_vit.training.checkpoints import model_section, plain
+from t2t_vit.training.checkpointer import Checkpointer, model_section
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.training.interruption import EXIT_CODES, Interruption
 from t2t_vit.training.learner import Learner
-from t2t_vit.training.logs import Display, RunDirectory, format_duration
-from t2t_vit.training.machine import describe_environment, find_machine, one_of_several, peak_memory_gb
-from t2t_vit.training.progress import Keeper, Progress
+from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import RECIPES, scaling_in_words
-from t2t_vit.training.report import RunSummary, write_report
+from t2t_vit.training.run_directory import RunDirectory
 from t2t_vit.training.settings import chosen, refuse_wrong_settings
 from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
@@ -99,20 +103,20 @@ class Run:
         name = resolve_any_name(config.model)
         self.config = config
         self.machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
-        self.source = self.machine.first_first(
+        self.source = self.machine.main_process_first(
             lambda: open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
         )
         if self.source.split["kind"] == "given" and "val_fraction" in chosen(config):
             raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
         self.directory = RunDirectory(Path(config.run_directory))
-        self.machine.ask_first(lambda: self.directory.prepare(resume=config.resume))
+        self.machine.ask_main_process(lambda: self.directory.prepare(resume=config.resume))
         import_packages(config.log_to or ())
-        self.display = Display(epochs=config.epochs, silent=not self.machine.is_first)
+        self.display = Display(silent=not self.machine.is_main_process)
         self.interruption = Interruption()
 
         torch.manual_seed(config.seed)
         class_names = self.source.class_names
-        self.goes_on = self.machine.ask_first(lambda: config.resume and self.directory.last.exists())
+        self.goes_on = self.machine.ask_main_process(lambda: config.resume and self.directory.last.exists())
         self.model, model_args, report = build_network(config, name, class_names=class_names, goes_on=self.goes_on)
         if report is not None:
             self.display.say(str(report))
@@ -131,21 +135,23 @@ class Run:
         )
         self.learner = Learner(config, self.model, self.machine, self.batches, self.about)
         self.progress = Progress()
-        self.keeper = Keeper(self.learner, {**self.about, "split": self.source.split}, self.directory, self.display)
+        self.checkpointer = Checkpointer(
+            self.learner, {**self.about, "split": self.source.split}, self.directory, self.display
+        )
         self.train_loader, self.val_loader = self._loaders()
         self.trackers = Trackers({}, self.display.say)
 
     def train(self) -> TrainResult:
         """Runs what is left of the epochs."""
         if self.goes_on:
-            self.progress = self.keeper.restore()
+            self.progress = self.checkpointer.restore()
         elif self.config.resume:
             self.display.say(f"{self.directory.last} is not there yet: the run starts fresh.")
         about = describe_environment(self.machine)
-        self.machine.ask_first(lambda: self.directory.write_settings(self.config, about, self.source.split))
+        self.machine.ask_main_process(lambda: self.directory.write_settings(self.config, about, self.source.split))
         self.display.say(self._describe())
-        self.display.say(self.machine.ask_first(self._look_at_data))
-        self.machine.ask_first(self._open_trackers)
+        self.display.say(self.machine.ask_main_process(self._look_at_data))
+        self.machine.ask_main_process(self._open_trackers)
         self._started_s = time.monotonic() - self.progress.elapsed_s
         try:
             with self.interruption.watch():
@@ -218,7 +224,7 @@ class Run:
         names = [self.source.train.name(index) for index in batch.indices.tolist()]
         files = [name for names_of_one in self.machine.gather(names) for name in names_of_one]
         step = {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
-        self.keeper.record_bad_step(step)
+        self.checkpointer.record_bad_step(step)
         self.display.say(
             f"warning: epoch {progress.epoch + 1}, batch {progress.batch + 1}: the loss or its gradient is not finite; "
             f"step skipped, its images are in {self.directory.bad_steps}"
@@ -266,18 +272,18 @@ class Run:
         if found.unreadable and progress.epoch == 0:
             self._warn(f"{len(found.unreadable)} validation images cannot be read and do not count", found.unreadable)
         progress.elapsed_s = time.monotonic() - self._started_s
-        row |= {**speed, "memory_gb": peak_memory_gb(self.machine.device), "elapsed_s": progress.elapsed_s}
+        row |= {**speed, "memory_gb": peak_bytes(self.machine.device) / 2**30, "elapsed_s": progress.elapsed_s}
 
         progress.metrics.append(row)
         progress.epoch, progress.batch, progress.loss_sum, progress.num_images = progress.epoch + 1, 0, 0.0, 0
         remaining_s = progress.elapsed_s / progress.epoch * (self.config.epochs - progress.epoch)
-        self.display.epoch(row, remaining_s=remaining_s)
+        self.display.say(epoch_line(row, epochs=self.config.epochs, remaining_s=remaining_s))
         self._save(end_of_epoch=True)
         self.trackers.log(row)
 
     def _save(self, *, end_of_epoch: bool) -> None:
         self.progress.elapsed_s = time.monotonic() - self._started_s
-        self.keeper.save(self.progress, end_of_epoch=end_of_epoch)
+        self.checkpointer.save(self.progress, end_of_epoch=end_of_epoch)
 
     def _loaders(self) -> tuple["DataLoader[Batch]", NormalizedLoader]:
         config = self.config
@@ -293,7 +299,7 @@ class Run:
         )
         train, val = self.source.train, self.source.val
         if config.cache:
-            self.machine.ask_first(lambda: refuse_large_cache((train, crop), (val, None)))
+            self.machine.ask_main_process(lambda: refuse_large_cache((train, crop), (val, None)))
             self.display.say(f"decoding {len(train) + len(val):,} images, to keep them in memory")
             train, val = cached(train, crop), cached(val)
         train_loader = make_loader(
@@ -361,7 +367,7 @@ class Run:
             self._warn("training goes on without", news)
 
     def _warn(self, what: str, sentences: Sequence[str]) -> None:
-        self.display.say(f"warning: {what}: {some(sentences, separator='; ')}")
+        self.display.say(f"warning: {what}: {abbreviate(sentences, separator='; ')}")
 
     def _result(self) -> TrainResult:
         progress = self.progress
@@ -375,7 +381,7 @@ class Run:
         if progress.epoch < self.config.epochs:
             codes = self.machine.gather(self.interruption.signal and EXIT_CODES[self.interruption.signal])
             interrupted = next(code for code in codes if code is not None)
-            where = "saved; " if self.keeper.saved else "not saved: what came after the last checkpoint is lost; "
+            where = "saved; " if self.checkpointer.saved else "not saved: what came after the last checkpoint is lost; "
             self.display.say(f"Stopped and {where}--resume with --output {self.directory.path} goes on from there.")
         else:
             self.display.say(
@@ -383,3 +389,13 @@ class Run:
                 f"{self.directory.best}"
             )
         return TrainResult(self.directory.path, progress.metrics, top1, progress.elapsed_s, interrupted)
+
+
+def epoch_line(row: dict[str, Any], *, epochs: int, remaining_s: float) -> str:
+    """The line that a person reads at the end of an epoch."""
+    ema = f"  EMA {row['ema_top1']:6.2f} %" if "ema_top1" in row else ""
+    return (
+        f"epoch {row['epoch'] + 1:3d}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+        f"top-1 {row['val_top1']:6.2f} %{ema}  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  "
+        f"{shares_in_words(row)}  {row['memory_gb']:.1f} GB  {format_duration(remaining_s)} left"
+    )

@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from timm.layers import to_2tuple
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
-from t2t_vit.errors import UserError, closest, some
+from t2t_vit.errors import UserError, closest
 from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.training.checkpoints import plain
+from t2t_vit.runtime.files import plain
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.recipes import recipe_for
 
@@ -141,11 +141,6 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
             f"The run cannot go on under other settings: {'; '.join(changed)}. Leave them as they were "
             "(--amp and --no-amp set the precision), or start another run with another --output."
         )
-
-
-def other_classes(found: Sequence[str], expected: Sequence[str]) -> str:
-    """The classes, of two lists of the same length, whose names differ: "'flat' for 'lying'"; empty if none does."""
-    return some(f"{ours!r} for {theirs!r}" for ours, theirs in zip(found, expected, strict=True) if ours != theirs)
 
 
 def _in_words(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from t2t_vit.errors import UserError
-from t2t_vit.training.logs import write_whole
+from t2t_vit.runtime.files import write_text
 
 KEPT_IDS = "trackers.json"
 """In the run directory: under which id a tracker knows the run, for when it goes on."""
@@ -172,7 +172,7 @@ def open_trackers(
             ) from error
     ids = known | {name: tracker.id for name, tracker in trackers.items() if tracker.id is not None}
     if ids:
-        write_whole(kept, json.dumps(ids) + "\n")
+        write_text(kept, json.dumps(ids) + "\n")
     return Trackers(trackers, warn)
 
 

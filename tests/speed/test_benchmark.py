@@ -12,11 +12,11 @@ from PIL import Image
 import t2t_vit
 from t2t_vit.cli import main
 from t2t_vit.errors import UserError
-from t2t_vit.insight import benchmark as module
-from t2t_vit.insight.benchmark import Row, benchmark, checked, contender_groups, print_rows, rows_of
 from t2t_vit.insight.complexity import describe
-from t2t_vit.insight.config import BenchmarkConfig
-from t2t_vit.insight.contenders import Contender, Facts, Outcome, Round
+from t2t_vit.speed import benchmark as module
+from t2t_vit.speed.benchmark import Row, benchmark, checked, contender_groups, print_rows, rows_of
+from t2t_vit.speed.config import BenchmarkConfig
+from t2t_vit.speed.contenders import Contender, Facts, Outcome, Round
 
 # The layout, the imports and the manners of the official code; the network is another.
 OFFICIAL_CODE = """

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from t2t_vit.training.charts import ErrorScale
+from t2t_vit.pictures.charts import ErrorScale
 
 # Paul Tol's vibrant palette: told apart with every common kind of colour blindness. Magenta is kept for mistakes.
 LINE_COLOURS = ("#0077BB", "#EE7733", "#009988", "#33BBEE", "#CC3311", "#555555")

@@ -16,13 +16,13 @@ from PIL import Image
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import Batch, Normalize, eval_transform
 from t2t_vit.data.sources import open_source
+from t2t_vit.inference.evaluate import evaluation_loader
 from t2t_vit.models.weights import build_model
-from t2t_vit.training import report
-from t2t_vit.training.evaluate import evaluation_loader
-from t2t_vit.training.logs import Display
+from t2t_vit.pictures import report
+from t2t_vit.pictures.report import Prediction, RunSummary, page, predict, write_report
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.loop import train
-from t2t_vit.training.machine import Machine, find_machine
-from t2t_vit.training.report import Prediction, RunSummary, page, predict, write_report
 
 EMPTY_TAGS = ("meta", "link", "img", "br")
 
@@ -169,7 +169,7 @@ def test_predictions_are_those_of_the_network(tiny_config, picture_folder, tmp_p
     model, checkpoint = build_model(output / "best.pt")
     val, machine = open_source(str(folder)).val, find_machine("cpu", amp=False)
     loader = evaluation_loader(val, checkpoint.data_config, batch_size=3, machine=machine, workers=0)
-    found = predict(output / "best.pt", loader, machine, Display(epochs=1))
+    found = predict(output / "best.pt", loader, machine, Display())
 
     transform = eval_transform(checkpoint.data_config)
     readable = [index for index in range(8) if index != 1]
@@ -192,7 +192,7 @@ def test_the_class_may_be_among_the_five_likeliest(monkeypatch):
     model = SimpleNamespace(to=lambda device: SimpleNamespace(eval=lambda: lambda images: logits))
     monkeypatch.setattr(report, "build_model", lambda path: (model, None))
     batch = Batch(torch.zeros(3, 1), torch.tensor([0, 4, 5]), torch.arange(3), [])
-    found = predict(Path("best.pt"), [batch], find_machine("cpu", amp=False), Display(epochs=1))
+    found = predict(Path("best.pt"), [batch], find_machine("cpu", amp=False), Display())
     assert [(prediction.is_right, prediction.in_top5) for prediction in found] == [
         (True, True), (False, True), (False, False),
     ]  # fmt: skip
@@ -216,7 +216,7 @@ def run_of_two(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(FakeProcess, "other_found", other_found, raising=False)
         summary = RunSummary("title", "about", rows_of(50.0), 0, images_of([0, 1, 0, 1]), ["a", "b"])
         machine = FakeProcess(find_machine("cpu").device, None, rank, world_size=2)
-        display = Display(epochs=1, silent=rank > 0)
+        display = Display(silent=rank > 0)
         path = tmp_path / "report.html"
         write_report(path, Path("best.pt"), [], summary, machine=machine, display=display)
         return path.read_text() if path.exists() else None, capsys.readouterr().out

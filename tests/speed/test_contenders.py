@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.insight import contenders as module
-from t2t_vit.insight.contenders import (
+from t2t_vit.runtime.hardware import peak_bytes, reset_peak
+from t2t_vit.speed import contenders as module
+from t2t_vit.speed.contenders import (
     Contender,
     Facts,
     Failed,
@@ -211,11 +212,11 @@ def test_a_process_ends_when_nobody_asks_any_more():
 
 
 def test_a_peak_is_remembered_and_forgotten():
-    before = module._reset_peak(CPU)
+    before = reset_peak(CPU)
     block = torch.ones(100 << 20, dtype=torch.uint8)  # more than an allocator holds back
     del block
-    assert module._peak_bytes(CPU) - before > 90e6
-    assert module._reset_peak(CPU) - before < 50e6
+    assert peak_bytes(CPU) - before > 90e6
+    assert reset_peak(CPU) - before < 50e6
 
 
 def test_what_is_no_copy_of_the_official_code(tmp_path):

@@ -20,7 +20,7 @@ from t2t_vit.data.config import DataConfig
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, evaluation_batches, make_loader
 from t2t_vit.data.sources import Source, open_source
-from t2t_vit.errors import UserError, some
+from t2t_vit.errors import UserError, abbreviate
 
 # Of more classes, so many stand for all when labels are compared; the images are shared among them.
 MAX_CLASSES = 20
@@ -62,11 +62,11 @@ class Preflight:
         for part, counts in (("training", self.train_counts), ("validation", self.val_counts)):
             without = [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]
             if without:
-                sentences.append(f"{len(without)} classes have no {part} images: {some(without)}.")
+                sentences.append(f"{len(without)} classes have no {part} images: {abbreviate(without)}.")
         if self.unreadable:
             sentences.append(
                 f"{len(self.unreadable)} of {self.num_sampled} sampled images cannot be read: "
-                f"{some(self.unreadable)}. `t2t-vit data {shlex.quote(self.name)} --verify` finds them all."
+                f"{abbreviate(self.unreadable)}. `t2t-vit data {shlex.quote(self.name)} --verify` finds them all."
             )
         if self.agreement and self.agreement.verdict == "unrelated":
             sentences.append(
@@ -76,7 +76,8 @@ class Preflight:
         if self.agreement and self.agreement.verdict == "permuted":
             pairs = [f"{self.class_names[old]} like {self.class_names[new]}" for old, new in self.agreement.renamed]
             sentences.append(
-                f"The labels of the validation images look permuted: validation images of {some(pairs)} in training."
+                "The labels of the validation images look permuted: validation images of "
+                f"{abbreviate(pairs)} in training."
             )
         return sentences
 
@@ -89,8 +90,8 @@ class Preflight:
         for part, share in zip(("training", "validation"), self.shares_unreadable, strict=True):
             if share > MAX_UNREADABLE:
                 raise UserError(
-                    f"{share:.0%} of the sampled {part} images of {self.name} cannot be read: {some(self.unreadable)}. "
-                    f"`t2t-vit data {shlex.quote(self.name)} --verify` finds them all."
+                    f"{share:.0%} of the sampled {part} images of {self.name} cannot be read: "
+                    f"{abbreviate(self.unreadable)}. `t2t-vit data {shlex.quote(self.name)} --verify` finds them all."
                 )
 
     def __str__(self) -> str:
@@ -161,7 +162,7 @@ def preflight(source: Source) -> Preflight:
     unreadable = [str(look.error) for look in sample if look.error]
     readable = [look for look in sample if look.copy is not None]
     if not readable:
-        raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {some(unreadable)}.")
+        raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {abbreviate(unreadable)}.")
     sides = []
     for part in (source.train, source.val):
         looks = [look for look in readable if look.part is part and look.label in compared]

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from t2t_vit.training import stopwatch
-from t2t_vit.training.stopwatch import Stopwatch, shares_in_words
+from t2t_vit.runtime import stopwatch
+from t2t_vit.runtime.stopwatch import Stopwatch, shares_in_words
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from PIL import Image
 
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
-from t2t_vit.insight import compare as module
-from t2t_vit.insight.compare import choose_images, compare, train_config
+from t2t_vit.experiments import compare as module
+from t2t_vit.experiments.compare import choose_images, compare, train_config
+from t2t_vit.experiments.config import CompareConfig
+from t2t_vit.inference.evaluate import data_config_of
 from t2t_vit.insight.complexity import describe
-from t2t_vit.insight.config import CompareConfig
-from t2t_vit.training.checkpoints import model_section
+from t2t_vit.training.checkpointer import model_section
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.evaluate import data_config_of
 from t2t_vit.training.loop import TrainResult
 
 MODELS = ("t2t_vit_7_32px", "t2t_vit_7_no_t2t")

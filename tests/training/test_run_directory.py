@@ -3,7 +3,7 @@
 import csv
 import json
 
-from t2t_vit.training.logs import RunDirectory
+from t2t_vit.training.run_directory import RunDirectory
 
 
 def test_the_table_has_the_columns_of_all_epochs(tmp_path):

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from t2t_vit.errors import UserError
-from t2t_vit.training.config import EvalConfig
-from t2t_vit.training.evaluate import evaluate, evaluate_command, evaluation_loader
-from t2t_vit.training.logs import Display
+from t2t_vit.inference.config import EvalConfig
+from t2t_vit.inference.evaluate import evaluate, evaluate_command, evaluation_loader
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.loop import train
-from t2t_vit.training.machine import find_machine
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_every_image_counts_once_and_the_mode_is_restored(trained, picture_folde
     model.train()
     for batch_size in (3, 8):
         loader = evaluation_loader(val, checkpoint.data_config, batch_size=batch_size, machine=machine, workers=0)
-        found = evaluate(model, loader, machine, Display(epochs=1))
+        found = evaluate(model, loader, machine, Display())
         assert found.num_images == 8
         assert found.top1_percent == pytest.approx(trained.best_top1)
     assert model.training

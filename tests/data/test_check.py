@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2t_vit.data import preflight as preflight_module
+from t2t_vit.data import check as preflight_module
+from t2t_vit.data.check import data_command, preflight
 from t2t_vit.data.config import DataConfig
 from t2t_vit.data.images import ImageSet
-from t2t_vit.data.preflight import data_command, preflight
 from t2t_vit.data.sources import open_source
 
 

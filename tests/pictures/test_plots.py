@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from t2t_vit.insight.plots import (
+from t2t_vit.pictures.plots import (
     LINE_COLOURS,
     WRONG_COLOUR,
     Bar,
@@ -127,5 +127,5 @@ def test_speeds_are_drawn(tmp_path, suffix):
 
 
 def test_no_global_backend_is_chosen():
-    code = "import sys, t2t_vit.insight.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, t2t_vit.pictures.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

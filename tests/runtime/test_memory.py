@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from t2t_vit.memory import hand_back_freed_memory, keep_freed_memory
+from t2t_vit.runtime.memory import hand_back_freed_memory, keep_freed_memory
 
 # What the process holds in MiB at first, after 64 MiB were freed, and after they were handed back.
 PROGRAM = """
 import ctypes
-from t2t_vit.memory import hand_back_freed_memory, keep_freed_memory
+from t2t_vit.runtime.memory import hand_back_freed_memory, keep_freed_memory
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p

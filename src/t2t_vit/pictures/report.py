@@ -17,10 +17,11 @@ import t2t_vit
 from t2t_vit.data.loading import NormalizedLoader
 from t2t_vit.data.sources import ImageSet, UnreadableImage
 from t2t_vit.models.weights import build_model
-from t2t_vit.training.charts import accuracy_chart, loss_chart
-from t2t_vit.training.logs import Display, format_duration, write_whole
-from t2t_vit.training.machine import Machine
-from t2t_vit.training.stopwatch import shares_in_words
+from t2t_vit.pictures.charts import accuracy_chart, loss_chart
+from t2t_vit.runtime.console import Display, format_duration
+from t2t_vit.runtime.files import write_text
+from t2t_vit.runtime.machine import Machine
+from t2t_vit.runtime.stopwatch import shares_in_words
 
 MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
 MAX_COUNTED_CLASSES, MAX_NAMED_CLASSES = 20, 50  # of a matrix whose cells show numbers, whose rows show names
@@ -88,12 +89,12 @@ def write_report(
     except Exception as error:  # the other processes wait in gather
         mine = _describe(error)
     parts = machine.gather(mine)
-    if not machine.is_first:
+    if not machine.is_main_process:
         return
     failures = [part for part in parts if isinstance(part, str)]
     if not failures:
         try:
-            write_whole(path, page(summary, sorted(prediction for part in parts for prediction in part)))
+            write_text(path, page(summary, sorted(prediction for part in parts for prediction in part)))
         except Exception as error:
             failures = [_describe(error)]
     display.say(f"warning: {path} is not written: {failures[0]}" if failures else f"report: {path}")

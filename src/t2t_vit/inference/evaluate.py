@@ -19,13 +19,12 @@ from t2t_vit.data.loading import (
     evaluation_batches,
     make_loader,
 )
-from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation
-from t2t_vit.errors import UserError, some
+from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation, other_classes
+from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.inference.config import EvalConfig
 from t2t_vit.models.weights import build_model
-from t2t_vit.training.config import EvalConfig
-from t2t_vit.training.logs import Display
-from t2t_vit.training.machine import Machine, find_machine, one_of_several
-from t2t_vit.training.settings import other_classes
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.machine import Machine, find_machine, one_of_several
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,13 @@ def evaluate_command(config: EvalConfig) -> None:
     """
     half = config.amp or config.amp_dtype == "float16"
     machine = find_machine(config.device, amp=half, amp_dtype=config.amp_dtype)
-    display = Display(epochs=0, silent=not machine.is_first)
+    display = Display(silent=not machine.is_main_process)
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
-    model, checkpoint = machine.first_first(
+    model, checkpoint = machine.main_process_first(
         lambda: build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
     )
     display.say(str(checkpoint.report))
-    evaluation = machine.first_first(
+    evaluation = machine.main_process_first(
         lambda: open_evaluation(config.data, data_dir=config.data_dir, trained_split=checkpoint.extra.get("split"))
     )
     display.say(f"{len(evaluation.images):,} images of {len(evaluation.class_names)} classes: {evaluation.part}")
@@ -153,7 +152,7 @@ def evaluate_command(config: EvalConfig) -> None:
     if found.unreadable and not config.skip_unreadable:
         raise UserError(
             f"{len(found.unreadable)} of {len(evaluation.images)} images cannot be read: "
-            f"{some(found.unreadable, separator='; ')}. Replace them, or leave them out with --skip-unreadable."
+            f"{abbreviate(found.unreadable, separator='; ')}. Replace them, or leave them out with --skip-unreadable."
         )
     left_out = f", {len(found.unreadable)} unreadable left out" if found.unreadable else ""
     display.say(

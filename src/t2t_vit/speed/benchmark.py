@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import os
 import platform
-import re
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,9 +16,13 @@ import torch
 
 import t2t_vit
 from t2t_vit.errors import UserError, closest
-from t2t_vit.insight.complexity import new_table, print_table, write_csv
-from t2t_vit.insight.config import BenchmarkConfig
-from t2t_vit.insight.contenders import (
+from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.runtime.console import new_table, print_table
+from t2t_vit.runtime.files import write_csv
+from t2t_vit.runtime.hardware import hardware_name
+from t2t_vit.runtime.machine import find_machine
+from t2t_vit.speed.config import BenchmarkConfig
+from t2t_vit.speed.contenders import (
     Contender,
     Outcome,
     build_model,
@@ -27,8 +30,6 @@ from t2t_vit.insight.contenders import (
     measure,
     official_models,
 )
-from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.training.machine import find_machine
 
 PICTURE_FORMATS = (".png", ".svg")
 MACS_PER_TRAINED_MAC = 3  # forward, gradients of activations, gradients of weights
@@ -89,7 +90,7 @@ def benchmark(config: BenchmarkConfig) -> None:
         outcomes = measure(group, device=device, rounds=config.rounds, seconds=config.seconds, threads=config.threads)
         rows += rows_of(outcomes, baseline=config.baseline or group[0].name, hardware=hardware_name(device))
         if config.csv:  # after each setting: a long sweep that is stopped leaves what it has measured
-            write_csv(rows, config.csv)
+            write_csv(Path(config.csv), rows)
     print_rows(rows)
     if config.plot:
         draw_rows(rows, config.plot)
@@ -184,17 +185,6 @@ def setting_of(contender: Contender) -> str:
     return f"{contender.mode}, {contender.precision}, batch size {contender.batch_size}, {how}"
 
 
-def hardware_name(device: torch.device) -> str:
-    """The GPU's or the processor's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
-
-
 # Results
 
 
@@ -285,7 +275,7 @@ def _three_digits(value: float | None) -> str:
 
 def draw_rows(rows: Sequence[Row], path: str) -> None:
     """Writes rows as bars, a panel for each mode."""
-    from t2t_vit.insight.plots import Bar, speed_figure  # matplotlib, where a picture is asked for
+    from t2t_vit.pictures.plots import Bar, speed_figure  # matplotlib, where a picture is asked for
 
     settings = [
         (row.precision, f"batch size {row.batch_size}", f"{_pixels(row)} pixels", f"compile: {row.compile}")

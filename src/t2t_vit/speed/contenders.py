@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import random
 import re
-import resource
 import signal
 import sys
 import time
@@ -33,7 +32,8 @@ from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
 from t2t_vit.insight.complexity import create_for, describe, input_size_of
-from t2t_vit.memory import hand_back_freed_memory, keep_freed_memory
+from t2t_vit.runtime.hardware import peak_bytes, reset_peak
+from t2t_vit.runtime.memory import keep_freed_memory
 
 WARM_UP_STEPS = 3  # CUDA graphs are recorded in the second step and replayed from the third
 PATIENCE_S = 3.0  # with a process that is to end
@@ -232,12 +232,12 @@ def _serve(
             connection.recv()
             if contender.compile_mode:
                 importlib.import_module("torch._inductor.compile_fx")  # what it takes is no memory of the network's
-            before = _reset_peak(device)
+            before = reset_peak(device)
             step, facts = prepare(contender, device)
             for _ in range(WARM_UP_STEPS - 1):
                 step()
             seconds_per_step(step, min(seconds, 1.0), device)
-            _reset_peak(device)
+            reset_peak(device)
             connection.send(facts)
             while True:
                 connection.recv()
@@ -258,32 +258,10 @@ def _do_round(
     if device.type == "cuda":
         step()  # takes again the memory that was given back
     step_s = seconds_per_step(step, seconds, device)
-    done = Round(contender.batch_size / step_s, _peak_bytes(device) - before)
+    done = Round(contender.batch_size / step_s, peak_bytes(device) - before)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # for the contender whose turn is next
     return done
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """The most memory used: what torch allocated on a GPU; elsewhere what the process held in main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _reset_peak(device: torch.device) -> int:
-    """Forgets the peak so far, and returns what is used now.
-
-    A GPU's peak is kept: what CUDA graphs use is allocated once, when they are recorded.
-    """
-    if device.type != "cuda":
-        hand_back_freed_memory()
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    return _peak_bytes(device)
 
 
 # In the parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from t2t_vit.cli import COMMANDS, main
-from t2t_vit.official import FLAGS, UNCHANGED, advise
+from t2t_vit.old_flags import FLAGS, UNCHANGED, advise
 
 DOCS = Path(__file__).parents[1] / "docs" / "from-the-official-code.md"
 MAIN = (

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from t2t_vit.training.charts import ErrorScale, accuracy_chart, loss_chart
+from t2t_vit.pictures.charts import ErrorScale, accuracy_chart, loss_chart
 
 
 def lines_of(chart):

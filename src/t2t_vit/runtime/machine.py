@@ -2,19 +2,13 @@
 
 import contextlib
 import os
-import platform
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import timm
 import torch
-import torchvision
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 
-import t2t_vit
 from t2t_vit.errors import UserError
 
 T = TypeVar("T")
@@ -48,7 +42,7 @@ class Machine:
         return str(self.amp_dtype or torch.float32).removeprefix("torch.")
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
@@ -68,10 +62,10 @@ class Machine:
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         return bool(flags.item())
 
-    def ask_first(self, question: Callable[[], T]) -> T:
+    def ask_main_process(self, question: Callable[[], T]) -> T:
         """What the first process answers, in every process; its `UserError` too."""
         answer: Any = None
-        if self.is_first:
+        if self.is_main_process:
             try:
                 answer = question()
             except UserError as error:
@@ -81,10 +75,10 @@ class Machine:
             raise answer
         return answer
 
-    def first_first(self, do: Callable[[], T]) -> T:
+    def main_process_first(self, do: Callable[[], T]) -> T:
         """What each process gets by doing this, the first before the others: so that what it downloads is there."""
         try:
-            done = do() if self.is_first else None
+            done = do() if self.is_main_process else None
         finally:
             self.gather(None)  # also where it failed, so that the others fail for the same reason
         return do() if done is None else done
@@ -146,29 +140,3 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # A CPU that only converts bfloat16 loses by it; one with instructions for its products gains (docs/log.md).
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """The most memory used so far: the GPU's, or this process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
-
-
-def describe_environment(machine: Machine) -> dict[str, Any]:
-    """What a result depends on besides the settings: versions, hardware, the command."""
-    return {
-        "t2t_vit": t2t_vit.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "device": str(machine),
-        "cpu": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "processes": machine.world_size,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "command": sys.argv,
-    }

@@ -9,23 +9,22 @@ import numpy as np
 import torch
 
 from t2t_vit.data.sources import ImageSet, open_evaluation
+from t2t_vit.experiments.config import CompareConfig
+from t2t_vit.inference.evaluate import evaluation_loader
 from t2t_vit.insight.complexity import (
     count_macs,
     count_parameters,
     describe,
-    new_table,
     print_complexity,
-    print_table,
-    write_csv,
 )
-from t2t_vit.insight.config import CompareConfig
-from t2t_vit.insight.plots import Sample, comparison_figure, sheet_shape
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.models.weights import build_model
+from t2t_vit.pictures.plots import Sample, comparison_figure, sheet_shape
+from t2t_vit.runtime.console import new_table, print_table
+from t2t_vit.runtime.files import write_csv
+from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.evaluate import evaluation_loader
 from t2t_vit.training.loop import TrainResult, train
-from t2t_vit.training.machine import find_machine
 
 TABLE, PICTURE = "comparison.csv", "comparison.png"
 
@@ -65,7 +64,7 @@ def compare(config: CompareConfig) -> None:
     results = {name: train(train_config(config, model=name, output=output / name)) for name in names}
 
     rows = [_row(name, result) for name, result in results.items()]
-    write_csv(rows, output / TABLE)
+    write_csv(output / TABLE, rows)
     best = max(rows, key=lambda row: row.top1_percent).model
     _draw(results, best, config, output / PICTURE)
     _print_rows(rows)

@@ -1,0 +1,179 @@
+"""Our checkpoint files: enough to be used alone, and to go on training."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2t_vit.errors import UserError
+from t2t_vit.models.checkpoint_formats import FORMAT, VERSION
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.files import plain, whole_file, write_errors_told
+from t2t_vit.training.learner import Learner
+from t2t_vit.training.progress import Progress
+from t2t_vit.training.run_directory import RunDirectory
+from t2t_vit.training.settings import refuse_other_run
+
+
+def model_section(
+    name: str, model_args: Mapping[str, Any], *, class_names: Sequence[str], data_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint says of its network, so that it can be rebuilt without anything else.
+
+    Args:
+        name: its registered name.
+        model_args: arguments of `timm.create_model` that differ from the registered ones.
+        class_names: labels in the order of the head's outputs.
+        data_config: input_size, mean, std, crop_pct and interpolation of evaluation.
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": name,
+        "model_args": plain(model_args),
+        "class_names": list(class_names),
+        "data_config": plain(data_config),
+    }
+
+
+def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Writes a `whole_file` of tensors and plain Python values."""
+    with whole_file(path) as file:
+        torch.save(contents, file)
+
+
+def link_checkpoint(path: Path, name: Path) -> None:
+    """Gives a checkpoint a second name, whole or not at all; the file is not written twice where the disk has links.
+
+    Raises:
+        UserError: when it cannot be done.
+    """
+    temporary = name.with_name(name.name + ".tmp")
+    with write_errors_told(name):
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        temporary.replace(name)
+        temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, to go on training from.
+
+    Raises:
+        UserError: when there is none, or it is damaged or another file.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no {path} to continue from: start without --resume.") from None
+    except Exception as error:
+        raise UserError(f"{path} is damaged and cannot be continued from: {error}") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT or "progress" not in contents:
+        raise UserError(
+            f"{path} is no checkpoint that a run left to be continued from. To start from its weights, "
+            "give it to --checkpoint, with another --output."
+        )
+    return contents
+
+
+class Checkpointer:
+    """Writes what a run needs to go on, and goes on from it. All processes call it together; the first one writes.
+
+    Args:
+        learner: what learns.
+        facts: what a checkpoint says beside the settings, such as of its network.
+        directory: of the run.
+        display: tells what could not be written.
+
+    Attributes:
+        saved: whether the last checkpoint was written.
+    """
+
+    def __init__(self, learner: Learner, facts: dict[str, Any], directory: RunDirectory, display: Display) -> None:
+        self.learner, self.directory, self.display = learner, directory, display
+        self.config, self.machine = learner.config, learner.machine
+        settings = {"config": plain(asdict(self.config))}
+        self.facts = {**facts, **settings, "processes": self.machine.world_size, "precision": self.machine.precision}
+        self.saved = False
+
+    def save(self, progress: Progress, *, end_of_epoch: bool) -> None:
+        """Writes last.pt and, after an epoch, what comes of it. A disk that is full now may not be at the next save.
+
+        Raises:
+            UserError: when it cannot be written after the last epoch; else that is told.
+        """
+        contents = {
+            **self.facts,
+            **self.learner.state(),
+            "progress": asdict(progress.of_all(self.machine)),
+            "epoch": progress.epoch - 1,
+            "metrics": progress.metrics[-1] if progress.metrics else {},
+        }
+
+        def write() -> None:
+            write_checkpoint(self.directory.last, contents)
+            if end_of_epoch:
+                self._file_epoch(progress)
+
+        failures = [self._failure(write)]
+        self.saved = failures[0] is None
+        if end_of_epoch:
+            if not self.saved:
+                progress.unsaved.append(progress.epoch - 1)
+            failures.append(self._failure(lambda: self.directory.write_metrics(progress.metrics)))
+        for failure in filter(None, failures):
+            if progress.epoch == self.config.epochs:
+                raise failure
+            self.display.say(f"warning: {failure}")
+
+    def record_bad_step(self, step: dict[str, Any]) -> None:
+        """Notes a step that was skipped."""
+        if failure := self._failure(lambda: self.directory.record_bad_step(step)):
+            self.display.say(f"warning: {failure}")
+
+    def restore(self) -> Progress:
+        """Takes up where last.pt left.
+
+        Raises:
+            UserError: when it cannot be read, or the settings are such that the result would be another.
+        """
+        state = read_training_state(self.directory.last)
+        refuse_other_run(state, self.facts)
+        if state["processes"] != self.machine.world_size:  # refused, a run whose GPU broke could not go on at all
+            self.display.say(
+                f"warning: the run had {state['processes']} processes, and goes on with {self.machine.world_size}. It "
+                "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
+            )
+        self.learner.load_state(state)
+        progress = Progress(**state["progress"])
+        if not self.machine.is_main_process:  # its sums are those of all
+            progress.loss_sum, progress.num_images = 0.0, 0
+        if progress.batch == 0 and progress.metrics:  # it may have died before it came to this
+            self.machine.ask_main_process(lambda: self._file_epoch(progress))
+            self.machine.ask_main_process(lambda: self.directory.write_metrics(progress.metrics))
+        self.display.say(f"Continuing {self.directory.path} at epoch {progress.epoch + 1}, batch {progress.batch + 1}.")
+        return progress
+
+    def _file_epoch(self, progress: Progress) -> None:
+        """What follows from last.pt after an epoch: best.pt and the checkpoints of the last epochs."""
+        epoch = progress.epoch - 1
+        best = progress.best()
+        if best is not None and best["epoch"] == epoch:
+            link_checkpoint(self.directory.last, self.directory.best)
+        if self.config.checkpoint_hist > 1:
+            link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
+            self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
+
+    def _failure(self, write: Callable[[], None]) -> UserError | None:
+        """Lets the first process write; what kept it from that, in every process."""
+        try:
+            self.machine.ask_main_process(write)
+        except UserError as error:
+            return error
+        return None

@@ -1,0 +1,83 @@
+"""The files of a run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from t2t_vit.errors import UserError
+from t2t_vit.runtime.files import plain, write_csv, write_errors_told, write_text
+from t2t_vit.training.config import CONFIG_FILE
+
+METRICS, SUMMARY, ENVIRONMENT, SPLIT = "metrics.jsonl", "summary.csv", "environment.json", "split.json"
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Attributes:
+        last: the checkpoint to go on from.
+        best: the checkpoint of the best epoch.
+        report: what the run came to, to be looked at.
+        bad_steps: what is known of steps that were skipped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last, self.best = path / "last.pt", path / "best.pt"
+        self.report = path / "report.html"
+        self.bad_steps = path / "bad_steps.jsonl"
+
+    def prepare(self, *, resume: bool) -> None:
+        """Makes the directory.
+
+        Args:
+            resume: whether a run in it is continued; else a run in it is never overwritten.
+
+        Raises:
+            UserError: when it holds a run that is not to be continued, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".writable").touch()
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"The output folder {self.path} cannot be written: {error.strerror}. Choose another --output."
+            ) from None
+        if not resume and (self.last.exists() or (self.path / METRICS).exists()):
+            raise UserError(f"{self.path} holds a run: continue it with --resume, or choose another --output.")
+
+    def of_epoch(self, epoch: int) -> Path:
+        """The checkpoint of an epoch, where those of several are kept."""
+        return self.path / f"epoch-{epoch + 1:04d}.pt"
+
+    def forget_epochs_before(self, epoch: int) -> None:
+        """Removes the checkpoints of earlier epochs."""
+        with write_errors_told(self.path):
+            for path in self.path.glob("epoch-*.pt"):
+                if path < self.of_epoch(epoch):
+                    path.unlink()
+
+    def record_bad_step(self, step: dict[str, Any]) -> None:
+        """Notes a step that was skipped."""
+        with write_errors_told(self.bad_steps), self.bad_steps.open("a") as file:
+            file.write(json.dumps(step) + "\n")
+
+    def write_settings(self, config: Any, environment: dict[str, Any], split: dict[str, Any]) -> None:
+        """Writes what the run depends on."""
+        write_text(self.path / CONFIG_FILE, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+        write_text(self.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        write_text(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
+
+    def write_metrics(self, metrics: Sequence[dict[str, Any]]) -> None:
+        """Writes one line an epoch, as JSON objects and as a table.
+
+        A run may go on where more is measured than where it began: on another machine, under another version. The table
+        has the columns of all epochs.
+        """
+        write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in metrics))
+        write_csv(self.path / SUMMARY, metrics)
