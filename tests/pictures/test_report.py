@@ -22,7 +22,7 @@ from t2t_vit.pictures import report
 from t2t_vit.pictures.report import Prediction, RunSummary, page, predict, write_report
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine
-from t2t_vit.training.loop import train
+from t2t_vit.training.train import run_training
 
 EMPTY_TAGS = ("meta", "link", "img", "br")
 
@@ -138,7 +138,7 @@ def cells_of(tree):
 
 
 def test_a_run_ends_with_its_report(tiny_config, capsys):
-    trained = train(tiny_config())
+    trained = run_training(tiny_config())
     tree = read((trained.output / "report.html").read_text(encoding="utf-8"))
     tiles = {tile.all("dt")[0].text(): tile.all("dd")[0].text() for tile in tree.all("dl")[0].children}
     wrong = round(8 * (1 - trained.best_top1 / 100))
@@ -153,7 +153,7 @@ def test_a_run_ends_with_its_report(tiny_config, capsys):
 
 def test_what_goes_wrong_is_told_and_the_run_is_safe(tiny_config, monkeypatch, capsys):
     monkeypatch.setattr(report, "build_model", lambda path: (_ for _ in ()).throw(RuntimeError("out of memory")))
-    result = train(tiny_config())
+    result = run_training(tiny_config())
     assert len(result.metrics) == 2
     assert not (result.output / "report.html").exists()
     output = capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_predictions_are_those_of_the_network(tiny_config, picture_folder, tmp_p
     folder = tmp_path / "data"
     shutil.copytree(picture_folder, folder)
     (folder / "val/lying/1.png").write_bytes(b"no image")
-    output = train(tiny_config(data=str(folder), epochs=1)).output
+    output = run_training(tiny_config(data=str(folder), epochs=1)).output
     model, checkpoint = build_model(output / "best.pt")
     val, machine = open_source(str(folder)).val, find_machine("cpu", amp=False)
     loader = evaluation_loader(val, checkpoint.data_config, batch_size=3, machine=machine, workers=0)
