@@ -19,7 +19,7 @@ from t2t_vit.insight.complexity import (
 )
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.models.weights import build_model
-from t2t_vit.pictures.plots import Sample, comparison_figure, sheet_shape
+from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.machine import find_machine
