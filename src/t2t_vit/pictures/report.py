@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
 
 import t2t_vit
-from t2t_vit.data.loading import NormalizedLoader
+from t2t_vit.data.loading import Batch
 from t2t_vit.data.sources import ImageSet, UnreadableImage
-from t2t_vit.models.weights import build_model
+from t2t_vit.inference.predictor import Predictor
 from t2t_vit.pictures.charts import accuracy_chart, loss_chart
 from t2t_vit.runtime.console import Display, format_duration
 from t2t_vit.runtime.files import write_text
@@ -30,8 +30,8 @@ NAME_CHARACTERS = 18  # of a class name that fit beside the matrix
 THUMBNAIL_PX = 144
 
 
-class Prediction(NamedTuple):
-    """What the network says of one image; `probability` is that of the class it predicts."""
+class Answer(NamedTuple):
+    """The class that the network gives an image; `probability` is that of this class."""
 
     image_index: int
     label: int
@@ -68,7 +68,7 @@ class RunSummary:
 def write_report(
     path: Path,
     checkpoint: Path,
-    loader: NormalizedLoader,
+    loader: "DataLoader[Batch]",
     summary: RunSummary,
     *,
     machine: Machine,
@@ -85,44 +85,33 @@ def write_report(
         display: shows the progress and tells what goes wrong.
     """
     try:
-        mine: list[Prediction] | str = predict(checkpoint, loader, machine, display)
+        mine: list[Answer] | str = predict(Predictor(checkpoint, machine=machine), loader, display)
     except Exception as error:  # the other processes wait in gather
-        mine = _describe(error)
+        mine = f"{type(error).__name__}: {error}"
     parts = machine.gather(mine)
     if not machine.is_main_process:
         return
     failures = [part for part in parts if isinstance(part, str)]
     if not failures:
         try:
-            write_text(path, page(summary, sorted(prediction for part in parts for prediction in part)))
+            write_text(path, page(summary, sorted(answer for part in parts for answer in part)))
         except Exception as error:
-            failures = [_describe(error)]
+            failures = [f"{type(error).__name__}: {error}"]
     display.say(f"warning: {path} is not written: {failures[0]}" if failures else f"report: {path}")
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def predict(predictor: Predictor, loader: "DataLoader[Batch]", display: Display) -> list[Answer]:
+    """The answers for this process's images, those that can be read."""
+    answers: list[Answer] = []
+    for batch, logits, _ in predictor.stream(loader, display=display, label="predicting for the report"):
+        likeliest = logits.float().softmax(dim=-1).cpu().topk(min(5, logits.shape[-1]))  # (B, 5)
+        in_top5 = (likeliest.indices == batch.targets[:, None]).any(dim=-1)
+        columns = (batch.indices, batch.targets, likeliest.indices[:, 0], likeliest.values[:, 0], in_top5)
+        answers += map(Answer, *(column.tolist() for column in columns))
+    return answers
 
 
-@torch.inference_mode()
-def predict(checkpoint: Path, loader: NormalizedLoader, machine: Machine, display: Display) -> list[Prediction]:
-    """What the network of a checkpoint says of this process's images, those that can be read."""
-    model = build_model(checkpoint)[0].to(machine.device).eval()
-    predictions: list[Prediction] = []
-    with display.steps("predicting for the report", len(loader)) as steps:
-        for batch in loader:
-            if len(batch.images):
-                with machine.autocast():
-                    logits = model(batch.images)
-                likeliest = logits.float().softmax(dim=-1).cpu().topk(min(5, logits.shape[-1]))  # (B, 5)
-                in_top5 = (likeliest.indices == batch.targets[:, None]).any(dim=-1)
-                columns = (batch.indices, batch.targets, likeliest.indices[:, 0], likeliest.values[:, 0], in_top5)
-                predictions += map(Prediction, *(column.tolist() for column in columns))
-            steps.advance()
-    return predictions
-
-
-def page(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
+def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """The report as HTML."""
     sections = [_head(summary, predictions), _curves(summary.metrics)]
     if predictions:
@@ -151,7 +140,7 @@ def _section(title: str, note: str, content: str) -> str:
     return f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>\n{content}</section>\n'
 
 
-def _head(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
+def _head(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     last = summary.metrics[-1]
     tiles = [
         ("best epoch", f"{summary.best_epoch + 1}", f"of {len(summary.metrics)}"),
@@ -202,7 +191,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
 # Mistakes
 
 
-def _mistakes(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
+def _mistakes(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     wrong = [prediction for prediction in predictions if not prediction.is_right]
     wrong.sort(key=lambda prediction: -prediction.probability)
     shown = [thumbnail for prediction in wrong[:NUM_MISTAKES] if (thumbnail := _thumbnail(summary, prediction))]
@@ -211,7 +200,7 @@ def _mistakes(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
     return _section("Most confident mistakes", note, f'<div class="sheet">\n{"".join(shown)}</div>\n' if shown else "")
 
 
-def _thumbnail(summary: RunSummary, prediction: Prediction) -> str | None:
+def _thumbnail(summary: RunSummary, prediction: Answer) -> str | None:
     """A picture with what was predicted and what is right; None where the image can no longer be read."""
     try:
         image = summary.images.load(prediction.image_index)
@@ -239,7 +228,7 @@ def _data_uri(image: Image.Image, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _confusions(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
+def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """The confusion matrix, where there are not too many classes, and the pairs that are confused most."""
     names = summary.class_names
     counts = Counter((prediction.label, prediction.predicted) for prediction in predictions)
@@ -304,7 +293,7 @@ def _cut(name: str) -> str:
     return name if len(name) <= NAME_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _classes(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
+def _classes(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """The accuracy of each class, or of the worst and the best where they are many."""
     totals = Counter(prediction.label for prediction in predictions)
     wrong = Counter(prediction.label for prediction in predictions if not prediction.is_right)

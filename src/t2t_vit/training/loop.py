@@ -19,10 +19,12 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import preflight
-from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader, train_transform
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError, abbreviate
-from t2t_vit.inference.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
+from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
+from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.pictures.report import RunSummary, write_report
 from t2t_vit.runtime.console import Display, format_duration
@@ -253,7 +255,10 @@ class Run:
         def measure(model: nn.Module, label: str) -> Accuracy:
             if self.machine.world_size > 1:
                 distribute_bn(model, self.machine.world_size)  # the first process's, which are saved
-            return evaluate(model, self.val_loader, self.machine, self.display, label=label, stop=self._must_leave)
+            predictor = Predictor(
+                model, machine=self.machine, data_config=self.data_config, class_names=self.source.class_names
+            )
+            return measure_accuracy(predictor, self.val_loader, self.display, label=label, stop=self._must_leave)
 
         found = measure(self.model, "validating")
         row = {
@@ -261,12 +266,12 @@ class Run:
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "train_loss": total.loss_sum / max(total.num_images, 1),
             "val_loss": found.loss,
-            "val_top1": found.top1_percent,
-            "val_top5": found.top5_percent,
+            "val_top1": found.top1,
+            "val_top5": found.top5,
         }
         if self.config.model_ema and not self._must_leave():
             average = self.learner.task.get_eval_model(ema=True)
-            row["ema_top1"] = measure(average, "validating the average").top1_percent
+            row["ema_top1"] = measure(average, "validating the average").top1
         if self._must_leave():
             return  # the epoch is evaluated again when the run goes on
         if found.unreadable and progress.epoch == 0:
@@ -285,7 +290,7 @@ class Run:
         self.progress.elapsed_s = time.monotonic() - self._started_s
         self.checkpointer.save(self.progress, end_of_epoch=end_of_epoch)
 
-    def _loaders(self) -> tuple["DataLoader[Batch]", NormalizedLoader]:
+    def _loaders(self) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
         config = self.config
         crop, transform = train_transform(
             self.data_config,
