@@ -33,7 +33,6 @@ from t2t_vit.data.loading import (
     DrawnImages,
     EpochBatches,
     Normalize,
-    NormalizedLoader,
     Sample,
     collate,
     make_loader,
@@ -152,7 +151,7 @@ def ours(images: ImageSet, *, normalized: bool = False) -> Callable[[], Iterable
     def start() -> Iterable[Any]:
         batches.set_epoch(next(epochs))
         loader = make_loader(dataset, batches, workers=0)
-        return NormalizedLoader(loader, NORMALIZE) if normalized else loader
+        return (batch._replace(images=NORMALIZE(batch.images)) for batch in loader) if normalized else loader
 
     return start
 

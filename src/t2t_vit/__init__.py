@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from t2t_vit import errors, registration
 
 if TYPE_CHECKING:
+    from t2t_vit.inference.evaluate import evaluate
+    from t2t_vit.inference.predictor import Predictor
     from t2t_vit.models.t2t_vit import T2TViT
     from t2t_vit.models.tokens import TokensToToken
     from t2t_vit.models.variants import create_model, list_models
@@ -22,19 +24,23 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Predictor",
     "T2TViT",
     "TokensToToken",
     "__version__",
     "create_model",
+    "evaluate",
     "list_models",
     "load_checkpoint",
     "load_for_transfer_learning",
 ]
 
 _HOMES = {
+    "Predictor": "t2t_vit.inference.predictor",
     "T2TViT": "t2t_vit.models.t2t_vit",
     "TokensToToken": "t2t_vit.models.tokens",
     "create_model": "t2t_vit.models.variants",
+    "evaluate": "t2t_vit.inference.evaluate",
     "list_models": "t2t_vit.models.variants",
     "load_checkpoint": "t2t_vit.models.weights",
     "load_for_transfer_learning": "t2t_vit.models.weights",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.pictures.page import page
-from t2t_vit.pictures.report import Prediction, RunSummary
+from t2t_vit.pictures.report import Answer, RunSummary
 
 
 def text_of(element):
@@ -35,7 +35,7 @@ def page_of(labels, predicted, *, class_names=None, probabilities=None, **images
     """The page of a run of two epochs that predicted these labels."""
     probabilities = probabilities or [0.9] * len(labels)
     predictions = [
-        Prediction(index, labels[index], predicted[index], probabilities[index], in_top5=True)
+        Answer(index, labels[index], predicted[index], probabilities[index], in_top5=True)
         for index in range(len(predicted))
     ]
     metrics = [

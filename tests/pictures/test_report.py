@@ -3,7 +3,6 @@
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,9 @@ from PIL import Image
 from t2t_vit.data.images import ImageSet
 from t2t_vit.data.loading import Batch, Normalize, eval_transform
 from t2t_vit.data.sources import open_source
-from t2t_vit.inference.evaluate import evaluation_loader
-from t2t_vit.models.weights import build_model
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.pictures import report
-from t2t_vit.pictures.report import Prediction, RunSummary, predict, write_report
+from t2t_vit.pictures.report import Answer, RunSummary, predict, write_report
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.train import run_training
@@ -40,7 +38,7 @@ def test_a_run_ends_with_its_report(tiny_config, capsys):
 
 
 def test_what_goes_wrong_is_told_and_the_run_is_safe(tiny_config, monkeypatch, capsys):
-    monkeypatch.setattr(report, "build_model", lambda path: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(report, "Predictor", lambda path, machine: (_ for _ in ()).throw(RuntimeError("out of memory")))
     result = run_training(tiny_config())
     assert len(result.metrics) == 2
     assert not (result.output / "report.html").exists()
@@ -54,16 +52,16 @@ def test_predictions_are_those_of_the_network(tiny_config, picture_folder, tmp_p
     shutil.copytree(picture_folder, folder)
     (folder / "val/lying/1.png").write_bytes(b"no image")
     output = run_training(tiny_config(data=str(folder), epochs=1)).output
-    model, checkpoint = build_model(output / "best.pt")
     val, machine = open_source(str(folder)).val, find_machine("cpu", amp=False)
-    loader = evaluation_loader(val, checkpoint.data_config, batch_size=3, machine=machine, workers=0)
-    found = predict(output / "best.pt", loader, machine, Display())
+    predictor = Predictor(output / "best.pt", machine=machine)
+    loader = evaluation_loader(val, predictor.data_config, batch_size=3, machine=machine, workers=0)
+    found = predict(predictor, loader, Display())
 
-    transform = eval_transform(checkpoint.data_config)
+    transform = eval_transform(predictor.data_config)
     readable = [index for index in range(8) if index != 1]
     with torch.inference_mode():
         images = torch.stack([transform(val.load(index)) for index in readable])
-        logits = model.eval()(Normalize(checkpoint.data_config, machine.device)(images))
+        logits = predictor.network(Normalize(predictor.data_config, machine.device)(images))
     expected = logits.double().exp() / logits.double().exp().sum(dim=1, keepdim=True)
     assert [prediction.image_index for prediction in found] == readable
     assert [prediction.label for prediction in found] == [0, 0, 0, 1, 1, 1, 1]
@@ -75,12 +73,12 @@ def test_predictions_are_those_of_the_network(tiny_config, picture_folder, tmp_p
     assert all(prediction.in_top5 for prediction in found)  # of two classes
 
 
-def test_the_class_may_be_among_the_five_likeliest(monkeypatch):
+def test_the_class_may_be_among_the_five_likeliest():
     logits = torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]).repeat(3, 1)
-    model = SimpleNamespace(to=lambda device: SimpleNamespace(eval=lambda: lambda images: logits))
-    monkeypatch.setattr(report, "build_model", lambda path: (model, None))
-    batch = Batch(torch.zeros(3, 1), torch.tensor([0, 4, 5]), torch.arange(3), [])
-    found = predict(Path("best.pt"), [batch], find_machine("cpu", amp=False), Display())
+    data_config = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    predictor = Predictor(lambda images: logits, device="cpu", data_config=data_config, class_names="abcdef")
+    batch = Batch(torch.zeros(3, 3, 8, 8), torch.tensor([0, 4, 5]), torch.arange(3), [])
+    found = predict(predictor, [batch], Display())
     assert [(prediction.is_right, prediction.in_top5) for prediction in found] == [
         (True, True), (False, True), (False, False),
     ]  # fmt: skip
@@ -104,7 +102,8 @@ def run_of_two(monkeypatch, tmp_path, capsys):
     """Writes a report as one of two processes; returns the page, or None, and what is printed."""
 
     def write(rank, other_found):
-        mine = [Prediction(index, 0, 0, 0.9, True) for index in (0, 2)]
+        mine = [Answer(index, 0, 0, 0.9, True) for index in (0, 2)]
+        monkeypatch.setattr(report, "Predictor", lambda path, machine: None)
         monkeypatch.setattr(report, "predict", lambda *args: mine)
         monkeypatch.setattr(FakeProcess, "other_found", other_found, raising=False)
         images = ImageSet([f"{index}.png" for index in range(4)], [0, 1, 0, 1], lambda index: Image.new("RGB", (8, 8)))
@@ -119,7 +118,7 @@ def run_of_two(monkeypatch, tmp_path, capsys):
 
 
 def test_several_processes_make_one_report(run_of_two):
-    others = [Prediction(index, 1, 0, 0.9, True) for index in (1, 3)]
+    others = [Answer(index, 1, 0, 0.9, True) for index in (1, 3)]
     written, _ = run_of_two(0, others)
     assert cells_of(written) == {("a", "a"): 2, ("b", "a"): 2}
 

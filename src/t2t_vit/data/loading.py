@@ -304,20 +304,6 @@ def make_loader(
     )
 
 
-class NormalizedLoader:
-    """A loader's batches with their images as a network takes them, on its device."""
-
-    def __init__(self, loader: "DataLoader[Batch]", normalize: Normalize) -> None:
-        self.loader, self.normalize = loader, normalize
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            yield batch._replace(images=self.normalize(batch.images))
-
-
 def default_workers() -> int:
     """One worker for each core this process may use, shared among the node's processes, 8 at most; none on one core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,7 @@ class EvalConfig:
     batch_size: int = option(64, "images at a time", short="b")
     use_ema: bool = option(True, "take the moving average of the weights where the file has one")
     skip_unreadable: bool = option(False, "leave out images that cannot be read, instead of refusing")
+    json: bool = option(False, "print JSON instead of lines")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     amp: bool = option(False, "half precision")
     amp_dtype: str = option("bfloat16", "type of half precision", choices=("bfloat16", "float16"))

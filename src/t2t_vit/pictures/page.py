@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 import t2t_vit
 from t2t_vit.data.images import UnreadableImage
 from t2t_vit.pictures.figures import confusion_svg, curves_svg, draw_accuracies, draw_losses
-from t2t_vit.pictures.report import Prediction, RunSummary
+from t2t_vit.pictures.report import Answer, RunSummary
 from t2t_vit.pictures.style import DARK, LIGHT
 from t2t_vit.runtime.console import format_duration
 from t2t_vit.runtime.stopwatch import shares_in_words
@@ -25,7 +25,7 @@ NUM_MISTAKES, NUM_PAIRS, NUM_EXTREMES = 24, 10, 20
 THUMBNAIL_PX = 144
 
 
-def page(summary: RunSummary, predictions: Sequence[Prediction]) -> str:
+def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """Returns the report as HTML."""
     content: dict[str, Any] = {"summary": summary, "num_predictions": len(predictions), "light": LIGHT, "dark": DARK}
     content |= {"tiles": _tiles(summary, predictions), "charts": _charts(summary), "version": t2t_vit.__version__}
@@ -40,7 +40,7 @@ def _readable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _tiles(summary: RunSummary, predictions: Sequence[Prediction]) -> list[tuple[str, str, str]]:
+def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str, str, str]]:
     """The figures below the title, each a name, a value and a note."""
     last, total = summary.metrics[-1], len(predictions)
     right = {"top-1": sum(prediction.is_right for prediction in predictions)}
@@ -73,7 +73,7 @@ def _charts(summary: RunSummary) -> dict[str, Markup]:
     return {title: curves_svg(title, draw_accuracies, accuracies), "Loss": curves_svg("Loss", draw_losses, losses)}
 
 
-def _mistakes(summary: RunSummary, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _mistakes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
     """The mistakes that the network is surest of, and how many mistakes there are."""
     wrong = [prediction for prediction in predictions if not prediction.is_right]
     wrong.sort(key=lambda prediction: -prediction.probability)
@@ -81,7 +81,7 @@ def _mistakes(summary: RunSummary, predictions: Sequence[Prediction]) -> dict[st
     return {"mistakes": shown, "num_mistakes": len(wrong)}
 
 
-def _mistake(summary: RunSummary, prediction: Prediction) -> dict[str, Any] | None:
+def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
     """An image with its prediction and its label; None where the image can no longer be read."""
     try:
         image = summary.images.load(prediction.image_index)
@@ -101,7 +101,7 @@ def _mistake(summary: RunSummary, prediction: Prediction) -> dict[str, Any] | No
     }
 
 
-def _confusions(summary: RunSummary, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
     """The confusion matrix, where there are not too many classes, and the pairs that are confused most."""
     names = summary.class_names
     counts = Counter((prediction.label, prediction.predicted) for prediction in predictions if not prediction.is_right)
@@ -114,7 +114,7 @@ def _confusions(summary: RunSummary, predictions: Sequence[Prediction]) -> dict[
     return {"matrix": matrix, "pairs": pairs}
 
 
-def _classes(summary: RunSummary, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _classes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
     """The accuracy of each class, or of the worst and the best where they are many."""
     totals = Counter(prediction.label for prediction in predictions)
     wrong = Counter(prediction.label for prediction in predictions if not prediction.is_right)

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from torch.utils.data import DataLoader
 
-from t2t_vit.data.loading import NormalizedLoader
+from t2t_vit.data.loading import Batch
 from t2t_vit.data.sources import ImageSet
-from t2t_vit.models.weights import build_model
+from t2t_vit.inference.predictor import Predictor
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import write_text
 from t2t_vit.runtime.machine import Machine
 
 
-class Prediction(NamedTuple):
-    """What the network says of one image; `probability` is that of the class it predicts."""
+class Answer(NamedTuple):
+    """The class that the network gives an image; `probability` is that of this class."""
 
     image_index: int
     label: int
@@ -53,7 +53,7 @@ class RunSummary:
 def write_report(
     path: Path,
     checkpoint: Path,
-    loader: NormalizedLoader,
+    loader: "DataLoader[Batch]",
     summary: RunSummary,
     *,
     machine: Machine,
@@ -70,9 +70,9 @@ def write_report(
         display: shows the progress and tells what goes wrong.
     """
     try:
-        mine: list[Prediction] | str = predict(checkpoint, loader, machine, display)
+        mine: list[Answer] | str = predict(Predictor(checkpoint, machine=machine), loader, display)
     except Exception as error:  # the other processes wait in gather
-        mine = _describe(error)
+        mine = f"{type(error).__name__}: {error}"
     parts = machine.gather(mine)
     if not machine.is_main_process:
         return
@@ -81,29 +81,18 @@ def write_report(
         try:
             from t2t_vit.pictures.page import page  # matplotlib is imported where a page is drawn
 
-            write_text(path, page(summary, sorted(prediction for part in parts for prediction in part)))
+            write_text(path, page(summary, sorted(answer for part in parts for answer in part)))
         except Exception as error:
-            failures = [_describe(error)]
+            failures = [f"{type(error).__name__}: {error}"]
     display.say(f"warning: {path} is not written: {failures[0]}" if failures else f"report: {path}")
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-@torch.inference_mode()
-def predict(checkpoint: Path, loader: NormalizedLoader, machine: Machine, display: Display) -> list[Prediction]:
-    """What the network of a checkpoint says of this process's images, those that can be read."""
-    model = build_model(checkpoint)[0].to(machine.device).eval()
-    predictions: list[Prediction] = []
-    with display.steps("predicting for the report", len(loader)) as steps:
-        for batch in loader:
-            if len(batch.images):
-                with machine.autocast():
-                    logits = model(batch.images)
-                likeliest = logits.float().softmax(dim=-1).cpu().topk(min(5, logits.shape[-1]))  # (B, 5)
-                in_top5 = (likeliest.indices == batch.targets[:, None]).any(dim=-1)
-                columns = (batch.indices, batch.targets, likeliest.indices[:, 0], likeliest.values[:, 0], in_top5)
-                predictions += map(Prediction, *(column.tolist() for column in columns))
-            steps.advance()
-    return predictions
+def predict(predictor: Predictor, loader: "DataLoader[Batch]", display: Display) -> list[Answer]:
+    """The answers for this process's images, those that can be read."""
+    answers: list[Answer] = []
+    for batch, logits, _ in predictor.stream(loader, display=display, label="predicting for the report"):
+        likeliest = logits.float().softmax(dim=-1).cpu().topk(min(5, logits.shape[-1]))  # (B, 5)
+        in_top5 = (likeliest.indices == batch.targets[:, None]).any(dim=-1)
+        columns = (batch.indices, batch.targets, likeliest.indices[:, 0], likeliest.values[:, 0], in_top5)
+        answers += map(Answer, *(column.tolist() for column in columns))
+    return answers

@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import preflight
-from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader, train_transform
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
 from t2t_vit.data.sources import Source, open_source
 from t2t_vit.errors import UserError
-from t2t_vit.inference.evaluate import data_config_of, evaluation_loader
+from t2t_vit.inference.predictor import evaluation_loader
+from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import plain
@@ -41,7 +42,7 @@ class Run:
         model: the network, which the learner updates.
         batches: which images make a training batch.
         train_loader: batches of augmented images, as bytes.
-        val_loader: batches of validation images, normalised.
+        val_loader: batches of validation images, as bytes.
         progress: how far the run is.
         began_s: when the run would have begun, had it never been interrupted, on the monotonic clock.
     """
@@ -57,7 +58,7 @@ class Run:
     learner: Learner
     batches: EpochBatches
     train_loader: "DataLoader[Batch]"
-    val_loader: NormalizedLoader
+    val_loader: "DataLoader[Batch]"
     checkpointer: Checkpointer
     trackers: Trackers
     progress: Progress
@@ -206,7 +207,7 @@ def _make_loaders(
     source: Source,
     batches: EpochBatches,
     data_config: dict[str, Any],
-) -> tuple["DataLoader[Batch]", NormalizedLoader]:
+) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
     """The loaders of training and of validation images."""
     crop, transform = train_transform(
         data_config,
