@@ -24,7 +24,7 @@ from PIL import Image
 
 from t2t_vit.data.sources import open_evaluation
 from t2t_vit.inference.evaluate import evaluate, evaluation_loader
-from t2t_vit.models.weights import build_model
+from t2t_vit.models.factory import load_model
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig, TransferConfig
@@ -132,7 +132,7 @@ def run(given: dict[str, Any], output: Path) -> Path:
 
 def measure(checkpoint: Path, data: str) -> float:
     """Top-1 accuracy in percent."""
-    model, read = build_model(checkpoint)
+    model, read = load_model(checkpoint)
     machine = find_machine("cpu", amp=False)
     images = open_evaluation(data).images
     assert read.data_config is not None

@@ -62,9 +62,9 @@ def test_another_class_count_and_other_names_are_refused(trained, picture_folder
 
 def test_every_image_counts_once_and_the_mode_is_restored(trained, picture_folder):
     from t2t_vit.data.sources import open_source
-    from t2t_vit.models.weights import build_model
+    from t2t_vit.models.factory import load_model
 
-    model, checkpoint = build_model(trained.output / "best.pt")
+    model, checkpoint = load_model(trained.output / "best.pt")
     machine = find_machine("cpu")
     val = open_source(str(picture_folder)).val
     model.train()

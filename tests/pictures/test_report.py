@@ -17,7 +17,7 @@ from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import Batch, Normalize, eval_transform
 from t2t_vit.data.sources import open_source
 from t2t_vit.inference.evaluate import evaluation_loader
-from t2t_vit.models.weights import build_model
+from t2t_vit.models.factory import load_model
 from t2t_vit.pictures import report
 from t2t_vit.pictures.report import Prediction, RunSummary, page, predict, write_report
 from t2t_vit.runtime.console import Display
@@ -152,7 +152,7 @@ def test_a_run_ends_with_its_report(tiny_config, capsys):
 
 
 def test_what_goes_wrong_is_told_and_the_run_is_safe(tiny_config, monkeypatch, capsys):
-    monkeypatch.setattr(report, "build_model", lambda path: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(report, "load_model", lambda path: (_ for _ in ()).throw(RuntimeError("out of memory")))
     result = train(tiny_config())
     assert len(result.metrics) == 2
     assert not (result.output / "report.html").exists()
@@ -166,7 +166,7 @@ def test_predictions_are_those_of_the_network(tiny_config, picture_folder, tmp_p
     shutil.copytree(picture_folder, folder)
     (folder / "val/lying/1.png").write_bytes(b"no image")
     output = train(tiny_config(data=str(folder), epochs=1)).output
-    model, checkpoint = build_model(output / "best.pt")
+    model, checkpoint = load_model(output / "best.pt")
     val, machine = open_source(str(folder)).val, find_machine("cpu", amp=False)
     loader = evaluation_loader(val, checkpoint.data_config, batch_size=3, machine=machine, workers=0)
     found = predict(output / "best.pt", loader, machine, Display())
@@ -190,7 +190,7 @@ def test_predictions_are_those_of_the_network(tiny_config, picture_folder, tmp_p
 def test_the_class_may_be_among_the_five_likeliest(monkeypatch):
     logits = torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]).repeat(3, 1)
     model = SimpleNamespace(to=lambda device: SimpleNamespace(eval=lambda: lambda images: logits))
-    monkeypatch.setattr(report, "build_model", lambda path: (model, None))
+    monkeypatch.setattr(report, "load_model", lambda path: (model, None))
     batch = Batch(torch.zeros(3, 1), torch.tensor([0, 4, 5]), torch.arange(3), [])
     found = predict(Path("best.pt"), [batch], find_machine("cpu", amp=False), Display())
     assert [(prediction.is_right, prediction.in_top5) for prediction in found] == [

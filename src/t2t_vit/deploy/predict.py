@@ -20,7 +20,8 @@ from t2t_vit.data.sources import ImageSet, read_image
 from t2t_vit.deploy.config import PredictConfig
 from t2t_vit.errors import UserError
 from t2t_vit.inference.evaluate import data_config_of
-from t2t_vit.models.weights import Checkpoint, build_model
+from t2t_vit.models.checkpoint_formats import Checkpoint
+from t2t_vit.models.factory import load_model
 from t2t_vit.runtime.machine import find_machine
 
 Labels = list[tuple[str, float]]
@@ -161,7 +162,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _open_predictor(path: str | os.PathLike[str], device: str) -> tuple[Predictor, Checkpoint]:
-    model, checkpoint = build_model(os.fspath(path))
+    model, checkpoint = load_model(os.fspath(path))
     if model.num_classes == 0:
         raise UserError(f"{checkpoint.path} has no head, so that it cannot name classes. Train one: t2t-vit transfer.")
     data_config = data_config_of(model, **(checkpoint.data_config or {}))

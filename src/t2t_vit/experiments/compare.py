@@ -17,8 +17,8 @@ from t2t_vit.insight.complexity import (
     describe,
     print_complexity,
 )
-from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.models.weights import build_model
+from t2t_vit.models.factory import load_model
+from t2t_vit.models.names import resolve_name
 from t2t_vit.pictures.plots import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
@@ -59,7 +59,7 @@ def compare(config: CompareConfig) -> None:
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
         return
-    names = list(dict.fromkeys(resolve_any_name(name) for name in config.models))
+    names = list(dict.fromkeys(resolve_name(name) for name in config.models))
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
     results = {name: train(train_config(config, model=name, output=output / name)) for name in names}
 
@@ -80,7 +80,7 @@ def train_config(config: CompareConfig, *, model: str, output: Path) -> TrainCon
 
 
 def _row(name: str, result: TrainResult) -> ComparedModel:
-    model, checkpoint = build_model(result.output / "best.pt")
+    model, checkpoint = load_model(result.output / "best.pt")
     assert checkpoint.data_config is not None
     macs = count_macs(model, checkpoint.data_config["input_size"])
     return ComparedModel(name, result.best_top1, count_parameters(model)[1], macs, result.seconds)
@@ -123,7 +123,7 @@ def _draw(results: dict[str, TrainResult], best: str, config: CompareConfig, pat
 
 def _predictions(checkpoint_path: Path, config: CompareConfig) -> tuple[ImageSet, Sequence[str], dict[int, int]]:
     """The validation images, the class names, and the class given to each image that can be read."""
-    model, checkpoint = build_model(checkpoint_path)
+    model, checkpoint = load_model(checkpoint_path)
     trained_split = checkpoint.extra.get("split")
     evaluation = open_evaluation(str(config.data), data_dir=config.data_dir, trained_split=trained_split)
     machine = find_machine(config.device)

@@ -22,7 +22,7 @@ from t2t_vit.data.loading import (
 from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation, other_classes
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.config import EvalConfig
-from t2t_vit.models.weights import build_model
+from t2t_vit.models.factory import load_model
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine, one_of_several
 
@@ -131,7 +131,7 @@ def evaluate_command(config: EvalConfig) -> None:
     display = Display(silent=not machine.is_main_process)
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
     model, checkpoint = machine.main_process_first(
-        lambda: build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
+        lambda: load_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
     )
     display.say(str(checkpoint.report))
     evaluation = machine.main_process_first(

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2t_vit.errors import UserError
 from t2t_vit.insight.config import ModelsConfig
+from t2t_vit.models.factory import create_model
 from t2t_vit.models.mixers import PerformerMixer
-from t2t_vit.models.variants import VARIANTS, list_models, resolve_any_name
+from t2t_vit.models.names import list_models, resolve_name, variant_of
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 
@@ -98,12 +99,12 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
     Raises:
         UserError: for an unknown name, or a size that the model cannot take.
     """
-    name = resolve_any_name(name)
+    name = resolve_name(name)
     input_size = input_size_of(name, img_size)
     height, width = input_size[1:]
     try:
         with torch.device("meta"):
-            model = create_for(name, img_size)
+            model = create_model(name, img_size=img_size)
         macs = count_macs(model, input_size)
     except UserError:
         raise
@@ -128,16 +129,9 @@ def input_size_of(name: str, img_size: int | tuple[int, int] | None = None) -> t
     return in_chans, height, width
 
 
-def create_for(name: str, img_size: int | tuple[int, int] | None = None) -> nn.Module:
-    """A model with random weights for images of this size; where it is None, of the model's own."""
-    # A network of fixed size, with a table of positions, is built for it; others take any.
-    fixed = img_size is not None and timm.get_pretrained_cfg(name).fixed_input_size
-    return timm.create_model(name, **{"img_size": input_size_of(name, img_size)[1:]} if fixed else {})
-
-
 def models(config: ModelsConfig) -> None:
     """Prints the table of models, and writes it where asked."""
-    names = dict.fromkeys([*list_models(), *map(resolve_any_name, config.names)])
+    names = dict.fromkeys([*list_models(), *map(resolve_name, config.names)])
     rows = [describe(name, config.img_size) for name in names]
     if config.csv:
         write_csv(Path(config.csv), rows)
@@ -168,33 +162,22 @@ def print_complexity(rows: Iterable[Complexity]) -> None:
 
 
 def _structure(name: str, model: nn.Module) -> dict[str, Any]:
-    variant = VARIANTS.get(name.partition(".")[0])
-    if variant is not None:
-        args = variant.model_args
-        depth = args["depth"]
-        return {
-            "tokens": args.get("tokens", "performer"),
-            "embed_dim": args["embed_dim"],
-            "num_features": model.num_features,
-            "depth": depth if isinstance(depth, int) else sum(depth),
-            "num_heads": args["num_heads"],
-        }
-    embed_dim, blocks = getattr(model, "embed_dim", None), getattr(model, "blocks", None)
+    variant, blocks = variant_of(name), getattr(model, "blocks", None)
+    args = variant.model_args if variant else {}
+    embed_dim = args.get("embed_dim", getattr(model, "embed_dim", None))
     if not isinstance(embed_dim, int) or not blocks:  # a network of stages
         return dict.fromkeys(("tokens", "embed_dim", "num_features", "depth", "num_heads"))
-    num_heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None)
     return {
-        "tokens": None,
+        "tokens": args.get("tokens", "performer") if variant else None,
         "embed_dim": embed_dim,
         "num_features": model.num_features,
-        "depth": len(blocks),
-        "num_heads": num_heads,
+        "depth": len(getattr(model, "taps", blocks)),  # of ours, transitions between dense stages do not count
+        "num_heads": args.get("num_heads", getattr(getattr(blocks[0], "attn", None), "num_heads", None)),
     }
 
 
 def _published_top1(name: str) -> float | None:
-    arch, _, tag = name.partition(".")
-    variant = VARIANTS.get(arch)
+    variant, tag = variant_of(name), name.partition(".")[2]
     if variant is None or not tag:
         return variant.top1_percent if variant else None
     return next(weights.top1_percent for weights in variant.weights if weights.tag == tag)

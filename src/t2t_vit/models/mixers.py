@@ -116,6 +116,8 @@ class PerformerMixer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws new random features: orthogonal rows of norm sqrt(m)."""
+        if self.w.is_meta:  # a network that is built for its shapes draws nobody's random numbers
+            return
         num_features, dim = self.w.shape
         w = torch.empty(num_features, dim, device="cpu", dtype=torch.float32)  # QR exists in no half precision
         self.w.copy_(nn.init.orthogonal_(w) * math.sqrt(num_features))

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 import t2t_vit
 from t2t_vit.data.loading import NormalizedLoader
 from t2t_vit.data.sources import ImageSet, UnreadableImage
-from t2t_vit.models.weights import build_model
+from t2t_vit.models.factory import load_model
 from t2t_vit.pictures.charts import accuracy_chart, loss_chart
 from t2t_vit.runtime.console import Display, format_duration
 from t2t_vit.runtime.files import write_text
@@ -107,7 +107,7 @@ def _describe(error: Exception) -> str:
 @torch.inference_mode()
 def predict(checkpoint: Path, loader: NormalizedLoader, machine: Machine, display: Display) -> list[Prediction]:
     """What the network of a checkpoint says of this process's images, those that can be read."""
-    model = build_model(checkpoint)[0].to(machine.device).eval()
+    model = load_model(checkpoint)[0].to(machine.device).eval()
     predictions: list[Prediction] = []
     with display.steps("predicting for the report", len(loader)) as steps:
         for batch in loader:

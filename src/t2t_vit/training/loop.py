@@ -23,7 +23,7 @@ from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoa
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.pictures.report import RunSummary, write_report
 from t2t_vit.runtime.console import Display, format_duration
 from t2t_vit.runtime.files import plain
@@ -100,7 +100,7 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         refuse_wrong_settings(config)
-        name = resolve_any_name(config.model)
+        name = resolve_name(config.model)
         self.config = config
         self.machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
         self.source = self.machine.main_process_first(
