@@ -1,4 +1,4 @@
-"""What networks cost: parameters and multiply-accumulates."""
+"""The cost of networks: parameters and multiply-accumulates."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ FROZEN_TABLES = ("pos_embed", "w")
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
-    """One network's row; None where a column makes no sense for it, or nobody published a figure.
+    """A network's row in the table. A field that a network does not have, or that nobody published, is None.
 
     Attributes:
         tokens: kind of T2T module.
@@ -53,7 +53,7 @@ class Complexity:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many numbers of a network are trained, and how many there are with the frozen ones (see FROZEN_TABLES)."""
+    """The number of a network's trained parameters, and of all its parameters with the FROZEN_TABLES."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tables = sum(buffer.numel() for name, buffer in model.named_buffers() if name.rpartition(".")[2] in FROZEN_TABLES)
@@ -63,10 +63,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
     """Multiply-accumulates of one evaluated image, the attention products included.
 
-    It runs a copy of the network on the meta device, where tensors have a shape and no content. Attention takes its
-    plain path there, two matrix products, as fused attention counts for nothing in PyTorch before 2.15. The network is
-    counted as the paper defines it: a performer's output projection once for each token, though it is computed once for
-    each random feature.
+    A copy of the network runs on the meta device, where tensors have a shape and no content. Attention is counted as
+    two plain matrix products, since PyTorch before 2.15 counts nothing for fused attention. A performer's output
+    projection is counted as in the paper, once for each token, though it is computed once for each random feature.
 
     Args:
         model: any network that takes images.
@@ -123,14 +122,14 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
 
 
 def input_size_of(name: str, img_size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
-    """The (C, H, W) of a model's images; where the size is None, the model's own."""
+    """The (C, H, W) of a model's images, at a given size or at the model's own."""
     in_chans, *own_size = timm.get_pretrained_cfg(name).input_size
     height, width = own_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
     return in_chans, height, width
 
 
 def models(config: ModelsConfig) -> None:
-    """Prints the table of models, and writes it where asked."""
+    """`t2t-vit models`: prints the table of models, and writes it where asked."""
     names = dict.fromkeys([*list_models(), *map(resolve_name, config.names)])
     rows = [describe(name, config.img_size) for name in names]
     if config.csv:

@@ -47,7 +47,7 @@ def load_checkpoint(
     Args:
         model: the network.
         checkpoint: a path or an http(s) URL in any format that `read_checkpoint` knows, or what it returned.
-        use_ema: take the exponential moving average where the file has one; of no meaning for a `Checkpoint`.
+        use_ema: take the exponential moving average where the file has one; a `Checkpoint` has made that choice.
         strict: refuse a file that does not fit as it is.
 
     Raises:
@@ -78,7 +78,7 @@ def load_for_transfer_learning(
         checkpoint_path: a path or an http(s) URL in any format that `read_checkpoint` knows.
         use_ema: take the exponential moving average where the file has one.
         strict: refuse a file that does not fit as it is.
-        num_classes: the network's classes, told twice.
+        num_classes: the network's number of classes, as a check.
 
     Raises:
         UserError: when the network has another number of classes, or the file does not fit.
@@ -124,10 +124,10 @@ def _blueprint(name: str, **model_args: Any) -> T2TViT:
 
 
 def arguments_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """The arguments of `timm.create_model` for a network of this name, with which a checkpoint fits it.
+    """The arguments of `timm.create_model` that make a network of this name fit a checkpoint.
 
-    They are what the file says of itself. A file that says no more than its number of classes is asked for its shapes:
-    these tell classes, input channels and, for a square grid, image size.
+    The file says them. Where it says no more than its number of classes, the shapes of its tensors tell the classes,
+    the input channels and, for a square grid of tokens, the image size.
     """
     says = checkpoint.model_args if checkpoint.model is not None and _base(checkpoint.model) == _base(name) else {}
     if says.keys() - {"num_classes"} or variant_of(name) is None:
@@ -146,7 +146,7 @@ def arguments_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _misfits(state: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """What keeps weights from being those of a network's backbone, a phrase each."""
+    """The reasons why weights cannot be those of a network's backbone, a phrase each."""
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(_heads_of(model))}
     input_keys = _input_keys(own)
     misfits = []
@@ -256,7 +256,7 @@ def _grid_of(checkpoint: Checkpoint, own_grid: tuple[int, int]) -> tuple[int, in
 
 
 def _refusal(checkpoint: Checkpoint, model: nn.Module, misfits: list[str], *, nothing: bool) -> str:
-    """Why a checkpoint is not the network's."""
+    """The sentence that says why a checkpoint is not the network's."""
     expected, names = _name_of(model), identify(checkpoint.state_dict)
     if checkpoint.model is not None and (not names or _base(checkpoint.model) in names):
         names = [checkpoint.model]
