@@ -29,7 +29,7 @@ from PIL import Image
 from t2t_vit.cli import main as t2t_vit
 from t2t_vit.training import loop
 from t2t_vit.training.checkpointer import Checkpointer
-from t2t_vit.training.loop import Run
+from t2t_vit.training.learner import Learner
 
 COMMON = ["--model", "t2t_vit_7", "--img-size", "32", "--epochs", "2", "--warmup-epochs", "0", "--batch-size", "16",
           "--checkpoint-every", "4", "--device", "cpu", "--resume"]  # fmt: skip
@@ -179,7 +179,9 @@ def stop_at(point: str, sign: signal.Signals) -> None:
         if point == "validation":
             loop.evaluate = before_call(0, stop, loop.evaluate)
         else:
-            Run._step = before_call({"before a checkpoint": 2, "between checkpoints": 10}[point], stop, Run._step)
+            Learner.learn = before_call(
+                {"before a checkpoint": 2, "between checkpoints": 10}[point], stop, Learner.learn
+            )
 
 
 def before_call(number: int, do: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:

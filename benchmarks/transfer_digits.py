@@ -28,7 +28,7 @@ from t2t_vit.models.factory import load_model
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig, TransferConfig
-from t2t_vit.training.loop import train
+from t2t_vit.training.train import run_training
 
 OLD, NEW = range(5), range(5, 10)
 NUM_TEST, NUM_VAL = 90, 10  # of each new class; what training validates on decides nothing
@@ -124,7 +124,7 @@ def run(given: dict[str, Any], output: Path) -> Path:
     """Trains quietly; returns the last checkpoint."""
     config = TransferConfig if given["recipe"] == "transfer" else TrainConfig
     given = {**SHARED, **given, "output": str(output)}
-    interrupted = train(config(**{**config.defaults_for(given), **given})).interrupted
+    interrupted = run_training(config(**{**config.defaults_for(given), **given})).interrupted
     if interrupted:
         sys.exit(interrupted)
     return output / "last.pt"

@@ -34,13 +34,13 @@ class Command:
 COMMANDS = {
     "train": Command(
         "t2t_vit.training.config:TrainConfig",
-        "t2t_vit.training.loop:train_command",
+        "t2t_vit.training.train:train_command",
         "train a model from scratch",
         "train digits --model t2t_vit_7 --output runs/digits",
     ),
     "transfer": Command(
         "t2t_vit.training.config:TransferConfig",
-        "t2t_vit.training.loop:train_command",
+        "t2t_vit.training.train:train_command",
         "train a checkpoint on other classes",
         "transfer cifar10 --model t2t_vit_14 --checkpoint 81.5_T2T_ViT_14.pth.tar",
     ),

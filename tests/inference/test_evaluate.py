@@ -9,12 +9,12 @@ from t2t_vit.inference.config import EvalConfig
 from t2t_vit.inference.evaluate import evaluate, evaluate_command, evaluation_loader
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import find_machine
-from t2t_vit.training.loop import train
+from t2t_vit.training.train import run_training
 
 
 @pytest.fixture
 def trained(tiny_config):
-    return train(tiny_config(epochs=1))
+    return run_training(tiny_config(epochs=1))
 
 
 def run_eval(data, checkpoint, capsys, **changes):

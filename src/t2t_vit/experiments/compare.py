@@ -19,12 +19,12 @@ from t2t_vit.insight.complexity import (
 )
 from t2t_vit.models.factory import load_model
 from t2t_vit.models.names import resolve_name
-from t2t_vit.pictures.plots import Sample, comparison_figure, sheet_shape
+from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.loop import TrainResult, train
+from t2t_vit.training.train import TrainResult, run_training
 
 TABLE, PICTURE = "comparison.csv", "comparison.png"
 
@@ -61,7 +61,7 @@ def compare(config: CompareConfig) -> None:
         return
     names = list(dict.fromkeys(resolve_name(name) for name in config.models))
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
-    results = {name: train(train_config(config, model=name, output=output / name)) for name in names}
+    results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
 
     rows = [_row(name, result) for name, result in results.items()]
     write_csv(output / TABLE, rows)

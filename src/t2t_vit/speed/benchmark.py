@@ -275,7 +275,7 @@ def _three_digits(value: float | None) -> str:
 
 def draw_rows(rows: Sequence[Row], path: str) -> None:
     """Writes rows as bars, a panel for each mode."""
-    from t2t_vit.pictures.plots import Bar, speed_figure  # matplotlib, where a picture is asked for
+    from t2t_vit.pictures.figures import Bar, speed_figure  # matplotlib, where a picture is asked for
 
     settings = [
         (row.precision, f"batch size {row.batch_size}", f"{_pixels(row)} pixels", f"compile: {row.compile}")
