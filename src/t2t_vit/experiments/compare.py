@@ -12,7 +12,7 @@ from t2t_vit.data.sources import open_evaluation
 from t2t_vit.experiments.config import CompareConfig
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.complexity import count_macs, count_parameters, describe, print_complexity
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
@@ -34,7 +34,7 @@ def compare(config: CompareConfig) -> None:
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
         return
-    names = list(dict.fromkeys(resolve_any_name(name) for name in config.models))
+    names = list(dict.fromkeys(resolve_name(name) for name in config.models))
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
     results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
 

@@ -24,8 +24,9 @@ from t2t_vit.data.loading import (
 )
 from t2t_vit.data.sources import ImageSet, read_image
 from t2t_vit.errors import UserError
+from t2t_vit.models.checkpoint_formats import Checkpoint
+from t2t_vit.models.factory import load_model
 from t2t_vit.models.preprocessing import data_config_of
-from t2t_vit.models.weights import Checkpoint, build_model
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine
 
@@ -61,7 +62,7 @@ class Predictor:
         machine: what `find_machine` returned, instead of `device` and `amp`.
         data_config: timm's data configuration; by default the checkpoint's, else the network's.
         class_names: by default the checkpoint's, else ImageNet's for a network of that many classes, else numbers.
-        build: arguments of `build_model` for a checkpoint, such as `use_ema` or `img_size`.
+        build: arguments of `load_model` for a checkpoint, such as `use_ema` or `img_size`.
 
     Attributes:
         checkpoint: what the file says besides its weights; empty for a network in memory.
@@ -86,7 +87,7 @@ class Predictor:
         self.checkpoint = Checkpoint(path="", kind="network in memory", state_dict={})
         if isinstance(source, str | os.PathLike):
             path = os.fspath(source)
-            network, checkpoint = self.machine.main_process_first(lambda: build_model(path, **build))
+            network, checkpoint = self.machine.main_process_first(lambda: load_model(path, **build))
             if network.num_classes == 0:
                 raise UserError(f"{path} has no head, so that it cannot name classes. Train one: t2t-vit transfer.")
             split = {"split": checkpoint.extra.get("split")}

@@ -16,7 +16,7 @@ import torch
 
 import t2t_vit
 from t2t_vit.errors import UserError, closest
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.hardware import hardware_name
@@ -106,7 +106,7 @@ def checked(config: BenchmarkConfig) -> BenchmarkConfig:
     names: dict[str, None] = {}
     for name in config.models:
         try:
-            names[resolve_any_name(name)] = None
+            names[resolve_name(name)] = None
         except UserError as error:
             problems.append(str(error))
     official: set[str] = set()

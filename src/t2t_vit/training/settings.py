@@ -10,7 +10,7 @@ from timm.layers import to_2tuple
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
 from t2t_vit.errors import UserError, closest
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.runtime.files import plain
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.recipes import recipe_for
@@ -31,7 +31,7 @@ def refuse_wrong_settings(config: TrainConfig) -> None:
     """
     for name in (config.model, config.teacher):
         if name is not None:
-            resolve_any_name(name)
+            resolve_name(name)
     wrong = [
         f"{_flag(name)} must be {meaning}, got {_in_words(value)}"
         for name, meaning, holds in _rules(config)

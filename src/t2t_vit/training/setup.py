@@ -15,8 +15,8 @@ from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, 
 from t2t_vit.data.sources import Source, open_source
 from t2t_vit.errors import UserError
 from t2t_vit.inference.predictor import evaluation_loader
+from t2t_vit.models.names import resolve_name
 from t2t_vit.models.preprocessing import data_config_of
-from t2t_vit.models.variants import resolve_any_name
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.hardware import describe_environment
@@ -104,7 +104,7 @@ def setup(config: TrainConfig) -> Run:
         UserError: for settings, data, a model or a directory that cannot be used.
     """
     refuse_wrong_settings(config)
-    name = resolve_any_name(config.model)
+    name = resolve_name(config.model)
     machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
     source = _open_source(config, machine)
     directory = RunDirectory(Path(config.run_directory))
