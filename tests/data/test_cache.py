@@ -12,7 +12,8 @@ from timm.data import resolve_data_config
 from t2t_vit.data import cache
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.images import ImageSet, UnreadableImage, array_images, read_image
-from t2t_vit.data.loading import DrawnImages, EpochBatches, eval_transform, make_loader, train_transform
+from t2t_vit.data.loading import DrawnImages, EpochBatches, make_loader
+from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError
 
 CONFIG = resolve_data_config({"input_size": (3, 16, 16)})

@@ -10,7 +10,7 @@ from PIL import Image
 
 from t2t_vit.cli import main
 from t2t_vit.data import loading
-from t2t_vit.data.sources import UnreadableImage
+from t2t_vit.data.images import UnreadableImage
 from t2t_vit.deploy.predict import find_images, load_predictor
 from t2t_vit.errors import UserError
 

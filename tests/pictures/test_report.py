@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from t2t_vit.data.images import ImageSet, UnreadableImage
-from t2t_vit.data.loading import Batch, Normalize, eval_transform
+from t2t_vit.data.loading import Batch
 from t2t_vit.data.sources import open_source
+from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.inference.evaluate import evaluation_loader
 from t2t_vit.models.weights import build_model
 from t2t_vit.pictures import report

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from t2t_vit.data.crops import Crop
-from t2t_vit.data.loading import DrawnImages, Normalize, eval_transform, evaluation_batches, make_loader
-from t2t_vit.data.sources import ImageSet, read_image
+from t2t_vit.data.images import ImageSet, read_image
+from t2t_vit.data.loading import DrawnImages, evaluation_batches, make_loader
+from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.deploy.config import PredictConfig
 from t2t_vit.errors import UserError
 from t2t_vit.inference.evaluate import data_config_of

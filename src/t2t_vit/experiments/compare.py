@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from t2t_vit.data.sources import ImageSet, open_evaluation
+from t2t_vit.data.images import ImageSet
+from t2t_vit.data.sources import open_evaluation
 from t2t_vit.experiments.config import CompareConfig
 from t2t_vit.inference.evaluate import evaluation_loader
 from t2t_vit.insight.complexity import (
@@ -110,7 +111,7 @@ def _draw(results: dict[str, TrainResult], best: str, config: CompareConfig, pat
     columns, rows = sheet_shape(class_names)
     shown = choose_images(predicted, images.labels, count=columns * rows)
     samples = [
-        Sample(images.load(index), class_names[predicted[index]], class_names[images.label(index)]) for index in shown
+        Sample(images.load(index), class_names[predicted[index]], class_names[images.labels[index]]) for index in shown
     ]
     comparison_figure(
         curves,

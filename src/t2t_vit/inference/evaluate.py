@@ -11,15 +11,10 @@ from timm.models import get_model_input_config
 from timm.task.evaluator import ClassificationEvaluator
 from torch import nn
 
-from t2t_vit.data.loading import (
-    DrawnImages,
-    Normalize,
-    NormalizedLoader,
-    eval_transform,
-    evaluation_batches,
-    make_loader,
-)
-from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation, other_classes
+from t2t_vit.data.images import ImageSet
+from t2t_vit.data.loading import DrawnImages, NormalizedLoader, evaluation_batches, make_loader
+from t2t_vit.data.sources import Evaluation, open_evaluation, other_classes
+from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.config import EvalConfig
 from t2t_vit.models.weights import build_model

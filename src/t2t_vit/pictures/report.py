@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 
 import t2t_vit
+from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import NormalizedLoader
-from t2t_vit.data.sources import ImageSet, UnreadableImage
 from t2t_vit.models.weights import build_model
 from t2t_vit.pictures.charts import accuracy_chart, loss_chart
 from t2t_vit.runtime.console import Display, format_duration
@@ -218,7 +218,7 @@ def _thumbnail(summary: RunSummary, prediction: Prediction) -> str | None:
     except UnreadableImage:
         return None
     names = summary.class_names
-    name = _text(summary.images.name(prediction.image_index))
+    name = _text(summary.images.names[prediction.image_index])
     predicted, label = _text(names[prediction.predicted]), _text(names[prediction.label])
     percent = f"{100 * prediction.probability:.0f} %"
     small = 2 * min(image.size) < THUMBNAIL_PX

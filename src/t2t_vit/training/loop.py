@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import preflight
-from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader, train_transform
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader
 from t2t_vit.data.sources import open_source
+from t2t_vit.data.transforms import train_transform
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.evaluate import Accuracy, data_config_of, evaluate, evaluation_loader
 from t2t_vit.models.variants import resolve_any_name
@@ -221,7 +222,7 @@ class Run:
         progress = self.progress
         progress.bad_steps += 1
         progress.bad_in_a_row += 1
-        names = [self.source.train.name(index) for index in batch.indices.tolist()]
+        names = [self.source.train.names[index] for index in batch.indices.tolist()]
         files = [name for names_of_one in self.machine.gather(names) for name in names_of_one]
         step = {"epoch": progress.epoch, "batch": progress.batch, "loss": str(loss_sum), "files": files}
         self.checkpointer.record_bad_step(step)
