@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
-from t2t_vit.data.check import preflight
+from t2t_vit.data.check import first_look
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader
 from t2t_vit.data.sources import open_source
 from t2t_vit.data.transforms import train_transform
@@ -151,7 +151,7 @@ class Run:
         about = describe_environment(self.machine)
         self.machine.ask_main_process(lambda: self.directory.write_settings(self.config, about, self.source.split))
         self.display.say(self._describe())
-        self.display.say(self.machine.ask_main_process(self._look_at_data))
+        self.display.say(self.machine.ask_main_process(lambda: first_look(self.source)))
         self.machine.ask_main_process(self._open_trackers)
         self._started_s = time.monotonic() - self.progress.elapsed_s
         try:
@@ -168,11 +168,6 @@ class Run:
         if self.progress.epoch == self.config.epochs:
             self._report()
         return self._result()
-
-    def _look_at_data(self) -> str:
-        report = preflight(self.source)
-        report.refuse_unusable()
-        return str(report)
 
     def _train_epoch(self) -> dict[str, float]:
         """What is left of an epoch, or until an interruption; returns how fast it went, and what the time went to."""
