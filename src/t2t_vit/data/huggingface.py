@@ -4,6 +4,7 @@ import importlib
 from functools import partial
 from typing import Any
 
+import numpy as np
 from timm.data.readers import create_reader
 
 from t2t_vit.data.images import ImageSet, file_images
@@ -74,10 +75,10 @@ def _read(data: str, split: str, **settings: Any) -> tuple[tuple[str, ...], Imag
             f"{len(without)} of {len(targets)} images of split {split} of {data} belong to no single class: "
             f"their {settings['target_key']} is {without[0]}."
         )
-    names = {index: name for name, index in reader.class_to_idx.items()} or {target: target for target in targets}
-    position = {target: label for label, target in enumerate(sorted(names))}
-    class_names = tuple(str(names[target]) for target in position)
-    labels = [position[target] for target in targets]
+    class_names, labels = tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.get)), targets
+    if not class_names:  # the labels are plain numbers or words
+        classes, indices = np.unique(targets, return_inverse=True)
+        class_names, labels = tuple(map(str, classes)), indices.tolist()
     image_names = [f"{split}/{class_names[label]}/{row:07d}" for row, label in enumerate(labels)]
     return class_names, file_images(partial(_read_file, reader), image_names, labels)
 

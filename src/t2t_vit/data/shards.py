@@ -79,10 +79,9 @@ def _read(root: Path, shards: Sequence[str]) -> tuple[tuple[str, ...], ImageSet]
             f"Expected images with their labels in .cls files beside them in the shards of {root}, "
             + (f"but {len(without)} have none, such as {without[0]}." if without else "but they hold no image.")
         )
-    classes = sorted(set(targets))
-    labels = np.searchsorted(classes, targets).tolist()
+    classes, labels = np.unique(targets, return_inverse=True)
     read = tar_reader([root / shard for shard in shards], places)
-    return tuple(map(str, classes)), file_images(read, names, labels)
+    return tuple(map(str, classes)), file_images(read, names, labels.tolist())
 
 
 def _split_key(member: str) -> tuple[str, str]:

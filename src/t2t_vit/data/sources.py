@@ -71,17 +71,9 @@ class Evaluation:
 def open_source(data: str, *, data_dir: str | None = None, val_fraction: float = 0.2, seed: int = 42) -> Source:
     """The training and validation images of some data.
 
-    Data is one of these; a name comes first: write ./digits for a folder of that name.
-
-    - a folder with train/ and val/ (or validation/), each with a folder for each class, or train.tar and val.tar;
-    - a folder with class folders alone, of which a part is split off;
-    - a .tar file with either of these inside;
-    - digits, cifar10, cifar100;
-    - wds/FOLDER, webdataset shards;
-    - hfds/NAME, a data set of the Hugging Face Hub or a folder in its formats.
-
     Args:
-        data: the name, folder or file.
+        data: a name of `SOURCES`, or else a folder or a .tar file that holds train/ and val/, or class folders alone.
+            A name comes first: write ./digits for a folder of that name.
         data_dir: where cifar10 and cifar100 are, or are put, by default data/; the cache of hfds/NAME.
         val_fraction: share of each class to split off, where val does not exist.
         seed: seed of that split.
