@@ -143,7 +143,7 @@ def test_the_stream_gives_every_batch_and_stops_when_told(predictor, pixels, rea
 
     def load(index, crop=None):
         if index not in readable:
-            raise UnreadableImage(images.name(index), "gone")
+            raise UnreadableImage(images.names[index], "gone")
         return images.load(index, crop)
 
     loader = evaluation_loader(

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from t2t_vit.data.images import ImageSet
-from t2t_vit.data.loading import Batch, Normalize, eval_transform
+from t2t_vit.data.loading import Batch
 from t2t_vit.data.sources import open_source
+from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.pictures import report
 from t2t_vit.pictures.report import Answer, RunSummary, predict, write_report

@@ -14,15 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
-from t2t_vit.data.loading import (
-    Batch,
-    DrawnImages,
-    Normalize,
-    eval_transform,
-    evaluation_batches,
-    make_loader,
-)
-from t2t_vit.data.sources import ImageSet, read_image
+from t2t_vit.data.images import ImageSet, read_image
+from t2t_vit.data.loading import Batch, DrawnImages, evaluation_batches, make_loader
+from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import Checkpoint
 from t2t_vit.models.factory import load_model
@@ -142,7 +136,7 @@ class Predictor:
             columns = (batch.indices.tolist(), best.indices.tolist(), best.values.tolist(), features)
             readable = {
                 index: Prediction(
-                    images.name(index),
+                    images.names[index],
                     [(self.class_names[label], value) for label, value in zip(labels, values, strict=True)],
                     embedding=embedding,
                 )
@@ -150,7 +144,7 @@ class Predictor:
             }
             reasons, end = iter(batch.unreadable), first + len(readable) + len(batch.unreadable)
             for index in range(first, end):
-                yield readable.get(index) or Prediction(images.name(index), [], error=next(reasons))
+                yield readable.get(index) or Prediction(images.names[index], [], error=next(reasons))
             first = end
 
     @torch.inference_mode()

@@ -94,7 +94,7 @@ def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
     return {
         "source": f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}",
         "small": small,
-        "name": summary.images.name(prediction.image_index),
+        "name": summary.images.names[prediction.image_index],
         "predicted": summary.class_names[prediction.predicted],
         "label": summary.class_names[prediction.label],
         "percent": f"{100 * prediction.probability:.0f}",

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from t2t_vit.data.images import ImageSet
 from t2t_vit.data.loading import Batch
-from t2t_vit.data.sources import ImageSet
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import write_text

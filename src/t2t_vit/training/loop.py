@@ -128,7 +128,7 @@ def skip_step(run: Run, batch: Batch, loss_sum: float) -> None:
     progress.bad_steps += 1
     progress.bad_in_a_row += 1
     epoch, number = divmod(progress.step, run.steps_per_epoch)
-    names = [run.source.train.name(index) for index in batch.indices.tolist()]
+    names = [run.source.train.names[index] for index in batch.indices.tolist()]
     files = [name for names_of_one in run.machine.gather(names) for name in names_of_one]
     run.checkpointer.record_bad_step({"epoch": epoch, "batch": number, "loss": str(loss_sum), "files": files})
     run.display.say(

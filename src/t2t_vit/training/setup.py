@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
-from t2t_vit.data.check import preflight
-from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader, train_transform
+from t2t_vit.data.check import first_look
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader
 from t2t_vit.data.sources import Source, open_source
+from t2t_vit.data.transforms import train_transform
 from t2t_vit.errors import UserError
 from t2t_vit.inference.predictor import evaluation_loader
 from t2t_vit.models.names import resolve_name
@@ -169,7 +170,7 @@ def _begin(run: Run, *, goes_on: bool) -> None:
     run.machine.ask_main_process(lambda: run.directory.write_settings(config, environment, run.source.split))
     display.say(str(run))
     if not goes_on:
-        display.say(run.machine.ask_main_process(lambda: _look_at_data(run.source)))
+        display.say(run.machine.ask_main_process(lambda: first_look(run.source)))
     run.began_s = time.monotonic() - run.progress.elapsed_s
     run.machine.ask_main_process(lambda: _open_trackers(run))
 
@@ -181,12 +182,6 @@ def _open_source(config: TrainConfig, machine: Machine) -> Source:
     if source.split["kind"] == "given" and "val_fraction" in chosen(config):
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
     return source
-
-
-def _look_at_data(source: Source) -> str:
-    report = preflight(source)
-    report.refuse_unusable()
-    return str(report)
 
 
 def _open_trackers(run: Run) -> None:
