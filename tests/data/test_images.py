@@ -4,6 +4,7 @@ import pickle
 import sys
 import threading
 import warnings
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -82,6 +83,17 @@ def test_unreadable_images_are_named(tmp_path):
     ]
     with pytest.raises(UserError, match="upload is not a readable image"), (tmp_path / "text.png").open("rb") as file:
         read_image(file, name="upload")
+
+
+def test_a_reason_ends_without_a_full_stop():
+    """Sentences are built of it."""
+
+    class Share(BytesIO):
+        def read(self, size=-1):
+            raise OSError("The share is gone.")
+
+    with pytest.raises(UnreadableImage, match=r"^upload is not a readable image: The share is gone$"):
+        read_image(Share(), name="upload")
 
 
 def test_the_error_travels_between_processes():

@@ -163,4 +163,4 @@ def test_a_checkpoint_without_a_head(tmp_path):
 
 def test_numbers_that_make_no_sense(checkpoint, images, capsys):
     assert main(["predict", str(images), "--checkpoint", str(checkpoint), "--top-k", "0"]) == 2
-    assert capsys.readouterr().err == "t2t-vit: error: --top-k is at least 1, got 0.\n"
+    assert capsys.readouterr().err == "t2t-vit: error: --top-k must be at least 1, got 0.\n"

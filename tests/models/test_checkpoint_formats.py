@@ -181,6 +181,12 @@ def test_hub_folder(tmp_path: Path, file: str) -> None:
     assert checkpoint.data_config == {"mean": [0.5, 0.5, 0.5], "crop_pct": 0.9}
 
 
+def test_a_run_directory_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "best.pt", {"arch": "T2t_vit_14", "state_dict": state()})
+    save(tmp_path / "last.pt", {"arch": "T2t_vit_14", "state_dict": state(2.0)})
+    assert check(tmp_path, "official T2T-ViT checkpoint").path == str(tmp_path / "best.pt")
+
+
 # Files that are none
 
 

@@ -132,7 +132,7 @@ def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: s
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else None
         reason = reason or getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadableImage(name or str(file), reason) from error
+        raise UnreadableImage(name or str(file), reason.rstrip(".")) from error
     return crop.resize(pixels)
 
 

@@ -101,8 +101,8 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
     """What a checkpoint holds, whatever its format.
 
     Args:
-        path: a file, a timm hub folder (config.json beside model.safetensors or pytorch_model.bin), or an http(s) URL,
-            which is downloaded once into torch.hub's cache.
+        path: a file; a run directory, for its best.pt; a timm hub folder (config.json beside model.safetensors or
+            pytorch_model.bin); or an http(s) URL, which is downloaded once into torch.hub's cache.
         use_ema: take the exponential moving average of the weights where the file has one.
 
     Raises:
@@ -137,9 +137,10 @@ def _download(url: str) -> Path:
 
 def _read(file: Path, source: str, use_ema: bool) -> Checkpoint:
     try:
-        if not file.is_dir():
-            return _read_file(file, source, use_ema)
-        return _read_hub_folder(file, source, use_ema)
+        if (file / "best.pt").exists():
+            file, source = file / "best.pt", f"{source}/best.pt"
+        read = _read_hub_folder if file.is_dir() else _read_file
+        return read(file, source, use_ema)
     except FileNotFoundError as error:
         raise UserError(f"No checkpoint at {source}: there is no such file or folder.") from error
     except OSError as error:

@@ -14,7 +14,7 @@ from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.loop import fit
 from t2t_vit.training.progress import top1_of
 from t2t_vit.training.recipes import RECIPES
-from t2t_vit.training.settings import refuse_wrong_settings
+from t2t_vit.training.settings import refuse_unavailable
 from t2t_vit.training.setup import Run, rate_in_words, setup
 
 
@@ -41,7 +41,7 @@ class TrainResult:
 def train_command(config: TrainConfig) -> int | None:
     """Trains, or shows what would run. Returns the exit code of an interrupted run."""
     if config.show:
-        refuse_wrong_settings(config)
+        refuse_unavailable(config)
         about = RECIPES[config.recipe].about if config.recipe else "no recipe"
         print(f"# {config.recipe}: {about}", f"# {rate_in_words(config)}", sep="\n")
         print(yaml.safe_dump(plain(asdict(config)), sort_keys=False), end="")
