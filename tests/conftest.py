@@ -55,7 +55,9 @@ def picture_folder(tmp_path_factory):
 def tiny_config(picture_folder, tmp_path):
     """Settings of a quick run; changes are given by name."""
 
-    from t2t_vit.training.config import TrainConfig  # here, for the tests of what imports nothing
+    # here, for the tests of what imports nothing
+    from t2t_vit.options import configure
+    from t2t_vit.training.config import TrainConfig
 
     def make(**changes):
         settings = {
@@ -69,8 +71,10 @@ def tiny_config(picture_folder, tmp_path):
             "device": "cpu",
             "amp": False,
             "workers": 0,
+            "aa": None,  # a few steps learn little from heavy augmentation
+            "reprob": 0.0,
         }
-        return TrainConfig(**settings | changes)
+        return configure(TrainConfig, **settings | changes)
 
     return make
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import t2t_vit
 from t2t_vit.cli import COMMANDS, main
-from t2t_vit.options import parse
+from t2t_vit.flags import parse
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -133,9 +133,9 @@ def _run(argv: Sequence[str]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     keep_freed_memory()
 
-    # here, so that `t2t-vit --help` does not wait for argparse
+    # here, so that `t2t-vit --help` does not wait for YAML
     from t2t_vit import old_flags
-    from t2t_vit.options import parse
+    from t2t_vit.flags import parse
 
     command = COMMANDS[name]
     config = parse(

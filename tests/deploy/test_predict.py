@@ -70,4 +70,4 @@ def test_a_folder_without_images(tmp_path):
 
 def test_numbers_that_make_no_sense(small_checkpoint, images, capsys):
     assert predict(small_checkpoint, images, "--top-k", "0") == 2
-    assert capsys.readouterr().err == "t2t-vit: error: --top-k is at least 1, got 0.\n"
+    assert capsys.readouterr().err == "t2t-vit: error: --top-k must be at least 1, got 0.\n"

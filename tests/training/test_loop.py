@@ -3,6 +3,7 @@ import json
 import random
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,7 +159,7 @@ def test_resuming_in_another_precision_is_refused_however_it_came_about(tiny_con
         monkeypatch.setattr(machine, "_has_fast_bfloat16", lambda device, fast=fast: fast)
         if fast:
             run_training(tiny_config(epochs=1, amp=None))
-    with pytest.raises(UserError, match="precision was 'bfloat16', now 'float32'"):
+    with pytest.raises(UserError, match="precision was bfloat16, now float32"):
         run_training(tiny_config(epochs=1, amp=None, resume=True))
     assert run_training(tiny_config(epochs=1, amp=True, resume=True, log_to=("tensorboard",))).metrics
 
@@ -166,7 +167,7 @@ def test_resuming_in_another_precision_is_refused_however_it_came_about(tiny_con
 def test_a_model_may_be_spelt_in_another_way_when_the_run_goes_on(tiny_config):
     run_training(tiny_config(epochs=1))
     assert len(run_training(tiny_config(epochs=1, resume=True, model="T2T-ViT-7")).metrics) == 1
-    with pytest.raises(UserError, match=r"model was 't2t_vit_7', now 't2t_vit_10'"):
+    with pytest.raises(UserError, match=r"model was t2t_vit_7, now t2t_vit_10"):
         run_training(tiny_config(epochs=1, resume=True, model="t2t_vit_10"))
 
 
@@ -174,7 +175,7 @@ def test_resuming_takes_the_recorded_settings_for_those_left_open(tiny_config, p
     config = tiny_config(epochs=1, lr=3e-4)
     run_training(config)
     given = {"data": str(picture_folder), "output": config.output, "resume": True}
-    assert type(config).defaults_for(given) | given == {**vars(config), "resume": True}
+    assert type(config).defaults_for(given) | given == {**asdict(config), "resume": True}
 
 
 def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, tmp_path, picture_folder, capsys):
@@ -210,7 +211,7 @@ def test_what_is_not_there_is_told_before_anything_is_written(changes, tiny_conf
     config = tiny_config(**changes)
     with pytest.raises(UserError, match=r"banana|wandb: not installed"):
         run_training(config)
-    assert not list(Path(config.output).iterdir())
+    assert not list(Path(config.output).glob("*"))
     assert capsys.readouterr().out == ""
 
 
@@ -218,7 +219,7 @@ def test_what_is_not_there_is_told_before_anything_is_written(changes, tiny_conf
     ("changes", "message"),
     [
         ({"model": "t2t_vit_13"}, "Unknown model 't2t_vit_13'. Did you mean"),
-        ({"epochs": 0}, r"--epochs must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"val_fraction": 0.3}, "--val-fraction has no effect on data that tells what to validate on"),
         ({"device": "cuda:99"}, "Device 'cuda:99' cannot be used"),
         ({"device": "tpu9"}, "Device 'tpu9' cannot be used"),

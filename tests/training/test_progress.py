@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_is_told(tiny_config):
     ("content", "message"),
     [
         ("epochs: [3", "config.yaml is no YAML file"),
-        ("old_setting: 3\nepochs: many", "Unknown key of .*config.yaml: 'old_setting'.*expected a whole number"),
+        ("old_setting: 3\nepochs: many", "Unknown setting old_setting in .*config.yaml.*expected a whole number"),
         ("- epochs", "must hold lines such as"),
     ],
 )

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed import run as torchrun
 
 from t2t_vit.errors import UserError
-from t2t_vit.options import parse
+from t2t_vit.flags import parse
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.trackers import KEPT_IDS, TRACKERS, open_trackers

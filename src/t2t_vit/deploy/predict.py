@@ -20,9 +20,6 @@ def predict(config: PredictConfig) -> None:
         UserError: for a path that does not exist, before anything is predicted; for unreadable images, named, after
             all others were.
     """
-    for name in ("top_k", "batch_size"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is at least 1, got {getattr(config, name)}.")
     paths = find_images(config.images)
     predictor = Predictor(config.checkpoint, device=config.device)
     print(predictor.checkpoint.report, file=sys.stderr)

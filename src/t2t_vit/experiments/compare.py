@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 
 from t2t_vit.data.sources import open_evaluation
+from t2t_vit.errors import UserError
 from t2t_vit.experiments.config import CompareConfig
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.complexity import count_macs, count_parameters, describe, print_complexity
 from t2t_vit.models.names import resolve_name
+from t2t_vit.options import configure
 from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
@@ -34,6 +37,8 @@ def compare(config: CompareConfig) -> None:
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
         return
+    if timm.is_model(config.data.lower()) and not Path(config.data).exists():
+        raise UserError(f"{config.data} is a model, and no data to train on: t2t-vit compare --models {config.data}")
     names = list(dict.fromkeys(resolve_name(name) for name in config.models))
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
     results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
@@ -54,8 +59,7 @@ def train_config(config: CompareConfig, *, model: str, output: Path) -> TrainCon
     """The settings of one model's run: those of the comparison, and for what it leaves open the recipe's."""
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "models"}
     given = {name: value for name, value in shared.items() if value is not None}
-    given |= {"model": model, "output": str(output)}
-    return TrainConfig(**{**TrainConfig.defaults_for(given), **given})
+    return configure(TrainConfig, **{**given, "model": model, "output": output})
 
 
 def _row(name: str, result: TrainResult, predictor: Predictor) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from t2t_vit.data.sources import Evaluation, open_evaluation, other_classes
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.config import EvalConfig
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
+from t2t_vit.options import configure
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine, one_of_several
 
@@ -55,7 +56,7 @@ def evaluate(data: str, *, checkpoint: str, **settings: Any) -> Accuracy:
     Raises:
         UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
     """
-    config = EvalConfig(data=data, checkpoint=checkpoint, **settings)
+    config = configure(EvalConfig, data=data, checkpoint=checkpoint, **settings)
     return _evaluate(config, _machine_of(config), Display(silent=True))
 
 
@@ -101,8 +102,7 @@ def measure_accuracy(
 
 
 def _machine_of(config: EvalConfig) -> Machine:
-    half = config.amp or config.amp_dtype == "float16"
-    return find_machine(config.device, amp=half, amp_dtype=config.amp_dtype)
+    return find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
 
 
 def _evaluate(config: EvalConfig, machine: Machine, display: Display) -> Accuracy:

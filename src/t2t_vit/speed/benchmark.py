@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import platform
 import statistics
 import sys
@@ -31,7 +30,6 @@ from t2t_vit.speed.contenders import (
     official_models,
 )
 
-PICTURE_FORMATS = (".png", ".svg")
 MACS_PER_TRAINED_MAC = 3  # forward, gradients of activations, gradients of weights
 
 
@@ -121,30 +119,9 @@ def checked(config: BenchmarkConfig) -> BenchmarkConfig:
     baseline = config.baseline and config.baseline.replace("T2t_", "t2t_")
     if baseline and baseline not in everybody and not problems:
         problems.append(f"{closest(baseline, everybody, 'baseline')} It must be one of the models that are compared.")
-    problems += _wrong_numbers(config) + _wrong_files(config)
     if problems:
         raise UserError(" ".join(problems))
     return dataclasses.replace(config, models=tuple(names), baseline=baseline)
-
-
-def _wrong_numbers(config: BenchmarkConfig) -> list[str]:
-    numbers = {name: getattr(config, name) for name in ("batch_size", "img_size", "threads", "rounds", "seconds")}
-    problems = []
-    for name, value in numbers.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and number <= 0:
-                problems.append(f"--{name.replace('_', '-')} must be more than 0, got {number}.")
-    return problems
-
-
-def _wrong_files(config: BenchmarkConfig) -> list[str]:
-    problems = []
-    if config.plot and Path(config.plot).suffix not in PICTURE_FORMATS:
-        problems.append(f"--plot writes {' or '.join(PICTURE_FORMATS)}, got {config.plot}.")
-    for path in filter(None, (config.csv, config.plot)):
-        if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-            problems.append(f"Cannot write {path}: name a file in a folder that is there.")
-    return problems
 
 
 def contender_groups(config: BenchmarkConfig) -> Iterator[list[Contender]]:

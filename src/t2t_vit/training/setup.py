@@ -30,7 +30,7 @@ from t2t_vit.training.learner import Learner
 from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import scaling_in_words
 from t2t_vit.training.run_directory import RunDirectory
-from t2t_vit.training.settings import chosen, refuse_wrong_settings
+from t2t_vit.training.settings import refuse_unavailable
 from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
 
@@ -104,7 +104,7 @@ def setup(config: TrainConfig) -> Run:
     Raises:
         UserError: for settings, data, a model or a directory that cannot be used.
     """
-    refuse_wrong_settings(config)
+    refuse_unavailable(config)
     name = resolve_name(config.model)
     machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
     source = _open_source(config, machine)
@@ -179,7 +179,7 @@ def _open_source(config: TrainConfig, machine: Machine) -> Source:
     source = machine.main_process_first(
         lambda: open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
     )
-    if source.split["kind"] == "given" and "val_fraction" in chosen(config):
+    if source.split["kind"] == "given" and "val_fraction" in config.changed:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
     return source
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from t2t_vit.options import configure
 from t2t_vit.pictures.report import RunSummary, write_report
 from t2t_vit.runtime.console import format_duration
 from t2t_vit.runtime.files import plain
@@ -14,7 +15,7 @@ from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.loop import fit
 from t2t_vit.training.progress import top1_of
 from t2t_vit.training.recipes import RECIPES
-from t2t_vit.training.settings import refuse_wrong_settings
+from t2t_vit.training.settings import refuse_unavailable
 from t2t_vit.training.setup import Run, rate_in_words, setup
 
 
@@ -37,11 +38,27 @@ class TrainResult:
     interrupted: int | None = None
 
 
+def train(data: str, **settings: Any) -> TrainResult:
+    """Trains a network, as the command `train` does: the same recipes, the same defaults.
+
+    Args:
+        data: a folder, or the name of a data set such as digits.
+        settings: the flags of the command, such as `model="t2t_vit_7"` or `epochs=20`.
+
+    Returns:
+        The run directory, the metrics and the accuracy of the best weights.
+
+    Raises:
+        UserError: for settings, data or a model that cannot be used.
+    """
+    return run_training(configure(TrainConfig, data=data, **settings))
+
+
 @one_of_several()
 def train_command(config: TrainConfig) -> int | None:
     """Trains, or shows what would run. Returns the exit code of an interrupted run."""
     if config.show:
-        refuse_wrong_settings(config)
+        refuse_unavailable(config)
         about = RECIPES[config.recipe].about if config.recipe else "no recipe"
         print(f"# {config.recipe}: {about}", f"# {rate_in_words(config)}", sep="\n")
         print(yaml.safe_dump(plain(asdict(config)), sort_keys=False), end="")
