@@ -128,7 +128,7 @@ def test_python_and_the_command_line_give_the_same(tmp_path: Path):
         ({"zzz": 3}, r"Unknown setting zzz. Known: data, epochs, .* and 11 more."),
         (
             {"lr": True, "size": 1.5},
-            "lr: expected a number, got True. size: expected a whole number or 2 whole numbers",
+            "lr: expected a number, got True. size: expected 1 or 2 whole numbers",
         ),
         ({"lr": 0}, "lr must be above 0, got 0.0."),
     ],
