@@ -177,7 +177,7 @@ def stop_at(point: str, sign: signal.Signals) -> None:
         Checkpointer._file_epoch = before_call(0, stop, Checkpointer._file_epoch)
     elif rank != 0 or sign == signal.SIGTERM:  # of two processes, the second dies of SIGKILL
         if point == "validation":
-            loop.evaluate = before_call(0, stop, loop.evaluate)
+            loop.measure_accuracy = before_call(0, stop, loop.measure_accuracy)
         else:
             Learner.learn = before_call(
                 {"before a checkpoint": 2, "between checkpoints": 10}[point], stop, Learner.learn

@@ -15,8 +15,8 @@ from t2t_vit.errors import UserError
 from t2t_vit.experiments import compare as module
 from t2t_vit.experiments.compare import choose_images, compare, train_config
 from t2t_vit.experiments.config import CompareConfig
-from t2t_vit.inference.evaluate import data_config_of
 from t2t_vit.insight.complexity import describe
+from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.training.checkpointer import model_section
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.train import TrainResult

@@ -18,7 +18,8 @@ from t2t_vit.cli import main
 from t2t_vit.data.loading import EpochBatches
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
-from t2t_vit.inference.evaluate import evaluate, evaluation_loader
+from t2t_vit.inference.evaluate import measure_accuracy
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.checkpointer import read_training_state
@@ -119,12 +120,13 @@ def evaluate_some(folder):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     images, machine = open_source(str(folder)).val, find_machine("cpu", amp=False)
     data_config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+    predictor = Predictor(model, machine=machine, data_config=data_config, class_names="ab")
     found = []
     for count in EVALUATED:
         part = images.subset(range(count))
         loader = evaluation_loader(part, data_config, batch_size=3, machine=machine, workers=0)
-        accuracy = evaluate(model, loader, machine, Display(silent=True))
-        found.append([accuracy.num_images, accuracy.loss, accuracy.top1_percent])
+        accuracy = measure_accuracy(predictor, loader, Display(silent=True))
+        found.append([accuracy.num_images, accuracy.loss, accuracy.top1])
     return found
 
 

@@ -130,7 +130,7 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tiny_config, tmp
 def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkeypatch, capsys):
     whole = run_training(tiny_config(output=str(tmp_path / "whole")))
     before = signal.getsignal(number)
-    target, name = (Learner, "learn") if moment == "step" else (loop, "evaluate")
+    target, name = (Learner, "learn") if moment == "step" else (loop, "measure_accuracy")
     original, calls = getattr(target, name), [0]
 
     def send(*args, **kwargs):
@@ -216,14 +216,14 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
 def test_the_best_epoch_is_the_best_of_those_that_were_saved(tiny_config, monkeypatch):
     """The second of three epochs is the best, and its weights are lost; its metrics are not."""
     top1 = iter([50.0, 90.0, 60.0])
-    evaluate = loop.evaluate
+    measure = loop.measure_accuracy
 
     def write(path, contents):
         if len(contents["progress"]["metrics"]) == 2:
             raise UserError("no room")
         write_checkpoint(path, contents)
 
-    monkeypatch.setattr(loop, "evaluate", lambda *args, **kwargs: replace(evaluate(*args), top1_percent=next(top1)))
+    monkeypatch.setattr(loop, "measure_accuracy", lambda *args, **kwargs: replace(measure(*args), top1=next(top1)))
     monkeypatch.setattr(checkpointer, "write_checkpoint", write)
     result = run_training(tiny_config(epochs=3, model_ema=False))
     assert result.best_top1 == 60.0

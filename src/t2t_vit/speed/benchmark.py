@@ -15,7 +15,7 @@ import torch
 
 import t2t_vit
 from t2t_vit.errors import UserError, closest
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.hardware import hardware_name
@@ -104,7 +104,7 @@ def checked(config: BenchmarkConfig) -> BenchmarkConfig:
     names: dict[str, None] = {}
     for name in config.models:
         try:
-            names[resolve_any_name(name)] = None
+            names[resolve_name(name)] = None
         except UserError as error:
             problems.append(str(error))
     official: set[str] = set()
@@ -252,7 +252,7 @@ def _three_digits(value: float | None) -> str:
 
 def draw_rows(rows: Sequence[Row], path: str) -> None:
     """Writes rows as bars, a panel for each mode."""
-    from t2t_vit.pictures.plots import Bar, speed_figure  # matplotlib, where a picture is asked for
+    from t2t_vit.pictures.figures import Bar, speed_figure  # matplotlib, where a picture is asked for
 
     settings = [
         (row.precision, f"batch size {row.batch_size}", f"{_pixels(row)} pixels", f"compile: {row.compile}")

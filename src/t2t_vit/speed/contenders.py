@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.insight.complexity import create_for, describe, input_size_of
+from t2t_vit.insight.complexity import describe, input_size_of
+from t2t_vit.models.factory import create_model
 from t2t_vit.runtime.hardware import peak_bytes, reset_peak
 from t2t_vit.runtime.memory import keep_freed_memory
 
@@ -105,7 +106,7 @@ class Outcome:
 def build_model(model: str, img_size: int | None) -> Network:
     """A model of this package or of timm, with random weights."""
     macs = describe(model, img_size).macs
-    return Network(create_for(model, img_size), input_size_of(model, img_size), macs)
+    return Network(create_model(model, img_size=img_size), input_size_of(model, img_size), macs)
 
 
 def official_models(folder: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ import torch
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from t2t_vit.data.loading import Batch, EpochBatches, Normalize
+from t2t_vit.data.loading import Batch, EpochBatches
+from t2t_vit.data.transforms import Normalize
 from t2t_vit.errors import UserError
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.runtime.stopwatch import Stopwatch

@@ -12,7 +12,8 @@ from torch import nn
 
 from t2t_vit.data.loading import Batch
 from t2t_vit.errors import UserError, abbreviate
-from t2t_vit.inference.evaluate import Accuracy, evaluate
+from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
+from t2t_vit.inference.predictor import Predictor
 from t2t_vit.runtime.console import format_duration
 from t2t_vit.runtime.hardware import peak_bytes
 from t2t_vit.runtime.stopwatch import shares_in_words
@@ -97,8 +98,11 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
     def measure(model: nn.Module, label: str) -> Accuracy:
         if run.machine.world_size > 1:
             distribute_bn(model, run.machine.world_size)  # the main process's statistics, which are saved
+        predictor = Predictor(
+            model, machine=run.machine, data_config=run.data_config, class_names=run.source.class_names
+        )
         stop = run.interruption.in_only_process
-        return evaluate(model, run.val_loader, run.machine, run.display, label=label, stop=stop)
+        return measure_accuracy(predictor, run.val_loader, run.display, label=label, stop=stop)
 
     total = run.progress.of_all(run.machine)
     found = measure(run.model, "validating")
@@ -108,11 +112,11 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
         "lr": run.learner.optimizer.param_groups[0]["lr"],
         "train_loss": total.loss_sum / max(total.num_images, 1),
         "val_loss": found.loss,
-        "val_top1": found.top1_percent,
-        "val_top5": found.top5_percent,
+        "val_top1": found.top1,
+        "val_top5": found.top5,
     }
     if run.config.model_ema and not run.interruption.in_only_process():
-        row["ema_top1"] = measure(run.learner.averaged_model(), "validating the average").top1_percent
+        row["ema_top1"] = measure(run.learner.averaged_model(), "validating the average").top1
     if found.unreadable and not run.progress.metrics:
         warn(run, f"{len(found.unreadable)} validation images cannot be read and do not count", found.unreadable)
     return row
@@ -124,7 +128,7 @@ def skip_step(run: Run, batch: Batch, loss_sum: float) -> None:
     progress.bad_steps += 1
     progress.bad_in_a_row += 1
     epoch, number = divmod(progress.step, run.steps_per_epoch)
-    names = [run.source.train.name(index) for index in batch.indices.tolist()]
+    names = [run.source.train.names[index] for index in batch.indices.tolist()]
     files = [name for names_of_one in run.machine.gather(names) for name in names_of_one]
     run.checkpointer.record_bad_step({"epoch": epoch, "batch": number, "loss": str(loss_sum), "files": files})
     run.display.say(

@@ -7,7 +7,7 @@ from timm.data import create_transform
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
 from t2t_vit.errors import UserError, abbreviate, closest
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.options import in_words
 from t2t_vit.runtime.files import plain
 from t2t_vit.training.config import TrainConfig, run_directory
@@ -28,7 +28,7 @@ def refuse_unavailable(config: TrainConfig) -> None:
     """
     for name in (config.model, config.teacher):
         if name is not None:
-            resolve_any_name(name)
+            resolve_name(name)
     if problems := [*_optimiser_problems(config), *_policy_problems(config.aa)]:
         raise UserError(" ".join(problems))
 

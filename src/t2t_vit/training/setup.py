@@ -10,12 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
-from t2t_vit.data.check import preflight
-from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, NormalizedLoader, make_loader, train_transform
+from t2t_vit.data.check import first_look
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader
 from t2t_vit.data.sources import Source, open_source
+from t2t_vit.data.transforms import train_transform
 from t2t_vit.errors import UserError
-from t2t_vit.inference.evaluate import data_config_of, evaluation_loader
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.inference.predictor import evaluation_loader
+from t2t_vit.models.names import resolve_name
+from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.hardware import describe_environment
@@ -41,7 +43,7 @@ class Run:
         model: the network, which the learner updates.
         batches: which images make a training batch.
         train_loader: batches of augmented images, as bytes.
-        val_loader: batches of validation images, normalised.
+        val_loader: batches of validation images, as bytes.
         progress: how far the run is.
         began_s: when the run would have begun, had it never been interrupted, on the monotonic clock.
     """
@@ -57,7 +59,7 @@ class Run:
     learner: Learner
     batches: EpochBatches
     train_loader: "DataLoader[Batch]"
-    val_loader: NormalizedLoader
+    val_loader: "DataLoader[Batch]"
     checkpointer: Checkpointer
     trackers: Trackers
     progress: Progress
@@ -103,7 +105,7 @@ def setup(config: TrainConfig) -> Run:
         UserError: for settings, data, a model or a directory that cannot be used.
     """
     refuse_unavailable(config)
-    name = resolve_any_name(config.model)
+    name = resolve_name(config.model)
     machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
     source = _open_source(config, machine)
     directory = RunDirectory(Path(config.run_directory))
@@ -168,7 +170,7 @@ def _begin(run: Run, *, goes_on: bool) -> None:
     run.machine.ask_main_process(lambda: run.directory.write_settings(config, environment, run.source.split))
     display.say(str(run))
     if not goes_on:
-        display.say(run.machine.ask_main_process(lambda: _look_at_data(run.source)))
+        display.say(run.machine.ask_main_process(lambda: first_look(run.source)))
     run.began_s = time.monotonic() - run.progress.elapsed_s
     run.machine.ask_main_process(lambda: _open_trackers(run))
 
@@ -180,12 +182,6 @@ def _open_source(config: TrainConfig, machine: Machine) -> Source:
     if source.split["kind"] == "given" and "val_fraction" in config.changed:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
     return source
-
-
-def _look_at_data(source: Source) -> str:
-    report = preflight(source)
-    report.refuse_unusable()
-    return str(report)
 
 
 def _open_trackers(run: Run) -> None:
@@ -206,7 +202,7 @@ def _make_loaders(
     source: Source,
     batches: EpochBatches,
     data_config: dict[str, Any],
-) -> tuple["DataLoader[Batch]", NormalizedLoader]:
+) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
     """The loaders of training and of validation images."""
     crop, transform = train_transform(
         data_config,
