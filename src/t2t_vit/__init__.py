@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from t2t_vit.models.t2t_vit import T2TViT
     from t2t_vit.models.tokens import TokensToToken
     from t2t_vit.models.weights import load_checkpoint, load_for_transfer_learning
+    from t2t_vit.training.train import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "load_for_transfer_learning",
+    "train",
 ]
 
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "evaluate": "t2t_vit.inference.evaluate",
     "load_checkpoint": "t2t_vit.models.weights",
     "load_for_transfer_learning": "t2t_vit.models.weights",
+    "train": "t2t_vit.training.train",
     **dict.fromkeys(list_models(), "t2t_vit.models.variants"),
 }
 

@@ -165,9 +165,7 @@ def build(cls: type[Config], given: Mapping[str, Any], *, sources: Mapping[str, 
     wrong |= {name: f"Missing {options[name].flag}: {options[name].help}." for name in missing}
 
     known = {name: value for name, value in values.items() if name not in wrong}  # nobody is held to a wrong value
-    for name, value in sorted(known.items(), key=lambda item: item[0] not in typed):
-        if wrong and name not in typed:
-            break  # defaults may follow from what is wrong
+    for name, value in known.items():
         option, source = options[name], sources.get(name, options[name].flag)
         if why := _without_effect(option, options, known, typed):
             if name in typed and value not in (None, usual.get(name)):

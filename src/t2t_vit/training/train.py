@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from t2t_vit.options import configure
 from t2t_vit.pictures.report import RunSummary, write_report
 from t2t_vit.runtime.console import format_duration
 from t2t_vit.runtime.files import plain
@@ -35,6 +36,22 @@ class TrainResult:
     best_top1: float
     seconds: float
     interrupted: int | None = None
+
+
+def train(data: str, **settings: Any) -> TrainResult:
+    """Trains a network, as the command `train` does: the same recipes, the same defaults.
+
+    Args:
+        data: a folder, or the name of a data set such as digits.
+        settings: the flags of the command, such as `model="t2t_vit_7"` or `epochs=20`.
+
+    Returns:
+        The run directory, the metrics and the accuracy of the best weights.
+
+    Raises:
+        UserError: for settings, data or a model that cannot be used.
+    """
+    return run_training(configure(TrainConfig, data=data, **settings))
 
 
 @one_of_several()
