@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
-from t2t_vit.data.loading import (
-    Batch,
-    DrawnImages,
-    Normalize,
-    eval_transform,
-    evaluation_batches,
-    make_loader,
-)
+from t2t_vit.data.loading import Batch, DrawnImages, Normalize, eval_transform, evaluation_batches, make_loader
 from t2t_vit.data.sources import ImageSet, read_image
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import Checkpoint
@@ -130,7 +123,13 @@ class Predictor:
         return prediction
 
     def _predict(
-        self, images: ImageSet, top_k: int | None, *, embed: bool = False, batch_size: int = 32, workers: Any = None
+        self,
+        images: ImageSet,
+        top_k: int | None,
+        *,
+        embed: bool = False,
+        batch_size: int = 32,
+        workers: int | None = None,
     ) -> Iterator[Prediction]:
         machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
         workers = workers if len(images) > batch_size else 0
