@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 import torch
-from kill_storm import write_rows
 from PIL import Image
 
 from t2t_vit.data.sources import open_evaluation
 from t2t_vit.inference.evaluate import evaluate, evaluation_loader
 from t2t_vit.models.weights import build_model
 from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig, TransferConfig
 from t2t_vit.training.loop import train
@@ -116,7 +116,7 @@ def main() -> int:
                     print(f"seed {seed}, {labels} labels a class, {name}: {top1:.2f} %", flush=True)
     print_table(rows)
     if options.csv:
-        write_rows(options.csv, rows)
+        write_csv(options.csv, rows)
     return 0
 
 

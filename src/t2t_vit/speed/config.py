@@ -29,8 +29,5 @@ class BenchmarkConfig:
     rounds: int = option(5, "how often each model has its turn")
     seconds: float = option(1.0, "how long a turn lasts at least")
     baseline: str | None = option(None, "the model that ratios refer to; by default the first", metavar="NAME")
-    official: str | None = option(
-        None, "folder with a copy of the official repository: its models compete too", metavar="PATH"
-    )
     csv: str | None = option(None, "write the table to this file", metavar="FILE")
     plot: str | None = option(None, "draw the table: a .png or .svg file", metavar="FILE")
