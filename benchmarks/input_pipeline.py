@@ -28,17 +28,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset,
 
 from t2t_vit.data.cache import cached
 from t2t_vit.data.images import ImageSet
-from t2t_vit.data.loading import (
-    DrawnImages,
-    EpochBatches,
-    Normalize,
-    NormalizedLoader,
-    Sample,
-    collate,
-    make_loader,
-    train_transform,
-)
+from t2t_vit.data.loading import DrawnImages, EpochBatches, Sample, collate, make_loader
 from t2t_vit.data.sources import open_source
+from t2t_vit.data.transforms import Normalize, train_transform
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.training.recipes import RECIPES
 
@@ -152,7 +144,7 @@ def ours(images: ImageSet, *, normalized: bool = False) -> Callable[[], Iterable
     def start() -> Iterable[Any]:
         batches.set_epoch(next(epochs))
         loader = make_loader(dataset, batches, workers=0)
-        return NormalizedLoader(loader, NORMALIZE) if normalized else loader
+        return (batch._replace(images=NORMALIZE(batch.images)) for batch in loader) if normalized else loader
 
     return start
 
@@ -200,7 +192,7 @@ def seconds_of_steps(images: ImageSet) -> dict[str, float]:
             image = timed("read, decode, cut", images.load, index, crop)
             for name, step in zip(names, steps.transforms, strict=True):
                 image = timed(name, step, image)
-            yield Sample(image, images.label(index), index, None)
+            yield Sample(image, images.labels[index], index, None)
 
     done = list(samples())
     spent["read, decode, cut"] -= spent["resize"]  # which was part of loading

@@ -30,7 +30,7 @@ import torch
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.loop import train
+from t2t_vit.training.train import run_training
 
 SETTINGS: dict[str, Any] = {
     "data": "digits",
@@ -135,7 +135,7 @@ def with_workers(config: TrainConfig, workers: int) -> TrainConfig:
 
 def start(config: TrainConfig, log: Path) -> int:
     """Trains in a process of its own, the leader of a group; returns its id, which is the group's."""
-    return fork(lambda: train(config).interrupted or 0, log)
+    return fork(lambda: run_training(config).interrupted or 0, log)
 
 
 def fork(job: Callable[[], int], log: Path) -> int:

@@ -23,7 +23,7 @@ import timm.layers
 from torch import nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.options import parse
+from t2t_vit.flags import parse
 from t2t_vit.speed.benchmark import compare_speed, contender_groups
 from t2t_vit.speed.config import BenchmarkConfig
 from t2t_vit.speed.contenders import Contender

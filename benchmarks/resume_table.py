@@ -30,7 +30,7 @@ from t2t_vit.cli import main as t2t_vit
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.training import loop
 from t2t_vit.training.checkpointer import Checkpointer
-from t2t_vit.training.loop import Run
+from t2t_vit.training.learner import Learner
 
 COMMON = ["--model", "t2t_vit_7", "--img-size", "32", "--epochs", "2", "--warmup-epochs", "0", "--batch-size", "16",
           "--checkpoint-every", "4", "--device", "cpu", "--resume"]  # fmt: skip
@@ -178,9 +178,11 @@ def stop_at(point: str, sign: signal.Signals) -> None:
         Checkpointer._file_epoch = before_call(0, stop, Checkpointer._file_epoch)
     elif rank != 0 or sign == signal.SIGTERM:  # of two processes, the second dies of SIGKILL
         if point == "validation":
-            loop.evaluate = before_call(0, stop, loop.evaluate)
+            loop.measure_accuracy = before_call(0, stop, loop.measure_accuracy)
         else:
-            Run._step = before_call({"before a checkpoint": 2, "between checkpoints": 10}[point], stop, Run._step)
+            Learner.learn = before_call(
+                {"before a checkpoint": 2, "between checkpoints": 10}[point], stop, Learner.learn
+            )
 
 
 def before_call(number: int, do: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:

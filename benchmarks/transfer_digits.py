@@ -21,14 +21,11 @@ import sklearn.datasets
 import torch
 from PIL import Image
 
-from t2t_vit.data.sources import open_evaluation
-from t2t_vit.inference.evaluate import evaluate, evaluation_loader
-from t2t_vit.models.weights import build_model
-from t2t_vit.runtime.console import Display
+from t2t_vit.inference.evaluate import evaluate
+from t2t_vit.options import configure
 from t2t_vit.runtime.files import write_csv
-from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig, TransferConfig
-from t2t_vit.training.loop import train
+from t2t_vit.training.train import run_training
 
 OLD, NEW = range(5), range(5, 10)
 NUM_TEST, NUM_VAL = 90, 10  # of each new class; what training validates on decides nothing
@@ -123,8 +120,7 @@ def main() -> int:
 def run(given: dict[str, Any], output: Path) -> Path:
     """Trains quietly; returns the last checkpoint."""
     config = TransferConfig if given["recipe"] == "transfer" else TrainConfig
-    given = {**SHARED, **given, "output": str(output)}
-    interrupted = train(config(**{**config.defaults_for(given), **given})).interrupted
+    interrupted = run_training(configure(config, **SHARED, **given, output=str(output))).interrupted
     if interrupted:
         sys.exit(interrupted)
     return output / "last.pt"
@@ -132,12 +128,7 @@ def run(given: dict[str, Any], output: Path) -> Path:
 
 def measure(checkpoint: Path, data: str) -> float:
     """Top-1 accuracy in percent."""
-    model, read = build_model(checkpoint)
-    machine = find_machine("cpu", amp=False)
-    images = open_evaluation(data).images
-    assert read.data_config is not None
-    loader = evaluation_loader(images, read.data_config, batch_size=64, machine=machine, workers=0)
-    return evaluate(model, loader, machine, Display(silent=True)).top1_percent
+    return evaluate(data, checkpoint=str(checkpoint), device="cpu", workers=0).top1
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

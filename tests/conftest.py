@@ -55,7 +55,9 @@ def picture_folder(tmp_path_factory):
 def tiny_config(picture_folder, tmp_path):
     """Settings of a quick run; changes are given by name."""
 
-    from t2t_vit.training.config import TrainConfig  # here, for the tests of what imports nothing
+    # here, for the tests of what imports nothing
+    from t2t_vit.options import configure
+    from t2t_vit.training.config import TrainConfig
 
     def make(**changes):
         settings = {
@@ -69,7 +71,42 @@ def tiny_config(picture_folder, tmp_path):
             "device": "cpu",
             "amp": False,
             "workers": 0,
+            "aa": None,  # a few steps learn little from heavy augmentation
+            "reprob": 0.0,
         }
-        return TrainConfig(**settings | changes)
+        return configure(TrainConfig, **settings | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_small_checkpoint():
+    """Writes a checkpoint of a network that tells classes apart in milliseconds; returns its path."""
+
+    import timm
+    import torch
+
+    def write(path, *, num_classes=3, **contents):
+        model_args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "token_dim": 16, "img_size": 32}
+        model_args["num_classes"] = num_classes
+        torch.manual_seed(0)
+        model = timm.create_model("t2t_vit_7_32px", **model_args)
+        with torch.no_grad():
+            for parameter in model.parameters():  # far from the start, where all classes are nearly alike
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        head = {"format": "t2t_vit", "version": 1, "model": "t2t_vit_7_32px", "model_args": model_args}
+        torch.save({**head, "state_dict": model.state_dict(), **contents}, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory, write_small_checkpoint):
+    """The checkpoint of a network that knows ants, bees and cats on images of 32 pixels."""
+    data_config = {
+        "input_size": [3, 32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "crop_pct": 1.0,
+        "interpolation": "bicubic",
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("checkpoint") / "best.pt"
+    return write_small_checkpoint(path, class_names=["ant", "bee", "cat"], data_config=data_config)

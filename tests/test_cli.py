@@ -12,11 +12,12 @@ import pytest
 import t2t_vit
 from t2t_vit.cli import COMMANDS, Command, main
 from t2t_vit.errors import UserError
-from t2t_vit.options import option, parse
+from t2t_vit.flags import parse
+from t2t_vit.options import Settings, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreetConfig:
+class GreetConfig(Settings):
     """Say hello."""
 
     times: int = option(1, "how often")
@@ -102,6 +103,31 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(
         "t2t-vit: error: Nobody is there. Invite somebody.\n"
         "t2t-vit: error: Unknown flag --time. Did you mean --times?\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train digits --img-size 32 32 32", "--img-size: expected a whole number or 2 whole numbers or none, got 3 "),
+        ("train digits --opt foo", "Unknown optimiser 'foo'. Known: adabelief, "),
+        ("train digits --device gpu", "Device 'gpu' cannot be used: no such device. There are: cpu"),
+        ("eval digits --checkpoint x -b 0", "--batch-size must be at least 1, got 0."),
+        ("eval digits --checkpoint x --no-amp --amp-dtype float16", "--amp-dtype has no effect beside --no-amp."),
+        ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, got 0."),
+        ("compare t2t_vit_7", "t2t_vit_7 is a model, and no data to train on: t2t-vit compare --models t2t_vit_7"),
+        ("compare --epochs 3", "--epochs has no effect without DATA."),
+        ("benchmark --compile-mode max-autotune", "--compile-mode has no effect without --compile."),
+        ("benchmark -b 8 0 --plot a.pdf", "--batch-size must be at least 1, got 8 0. --plot must be a .png or "),
+        ("benchmark --compile no --compile-mode max-autotune", "--compile-mode has no effect beside --compile no."),
+        ("data digits --workers 2", "--workers has no effect without --verify."),
+        ("models --csv missing/a.csv", "--csv must be a file in a folder that is there, got missing/a.csv."),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_before_anything_is_done(words: str, message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(words.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"t2t-vit: error: {message}")
 
 
 def test_ctrl_c_is_quiet(greet: Callable[..., None], capsys: pytest.CaptureFixture[str]):

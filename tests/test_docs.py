@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import t2t_vit
 from t2t_vit.cli import COMMANDS, main
-from t2t_vit.options import parse
+from t2t_vit.flags import parse
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,11 +87,12 @@ def test_commands_print_what_is_shown(command, output):
 
 @pytest.fixture(scope="module")
 def released_files(tmp_path_factory):
-    """A folder with files of the released ones' names and format, with weights of no worth."""
+    """A folder with files of the released ones' names and format, with weights of no worth; and an image."""
     folder = tmp_path_factory.mktemp("released")
     for name, size in RELEASED.items():
         state = t2t_vit.create_model("t2t_vit_14", **size).state_dict()
         torch.save({"epoch": 309, "arch": "t2t_vit_14", "state_dict": state, "state_dict_ema": state}, folder / name)
+    Image.new("RGB", (40, 30)).save(folder / "cat.jpg")
     return folder
 
 

@@ -1,6 +1,5 @@
 """The flags of the official code: every one has its answer, and the documentation tells the same."""
 
-import dataclasses
 import pkgutil
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from t2t_vit.cli import COMMANDS, main
 from t2t_vit.old_flags import FLAGS, UNCHANGED, advise
+from t2t_vit.options import options_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "from-the-official-code.md"
 MAIN = (
@@ -35,10 +35,8 @@ TRANSFER = (
 
 
 def flags_of(command: str) -> set[str]:
-    fields = dataclasses.fields(pkgutil.resolve_name(COMMANDS[command].config))
-    long = {f"--{field.name.replace('_', '-')}" for field in fields}
-    long |= {f"--no-{flag.removeprefix('--')}" for flag in long}
-    return long | {f"-{field.metadata['short']}" for field in fields if field.metadata["short"]} | {"-c", "--config"}
+    options = options_of(pkgutil.resolve_name(COMMANDS[command].config))
+    return {spelling for option in options.values() for spelling in option.spellings} | {"-c", "--config"}
 
 
 def test_every_flag_of_the_official_parsers_is_in_the_table_once():

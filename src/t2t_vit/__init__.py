@@ -12,32 +12,43 @@ Every registered model is also a function here: `t2t_vit.t2t_vit_14(num_classes=
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from t2t_vit import errors, registration
+from t2t_vit import registration
+from t2t_vit.errors import closest
+from t2t_vit.models.names import list_models
 
 if TYPE_CHECKING:
+    from t2t_vit.inference.evaluate import evaluate
+    from t2t_vit.inference.predictor import Predictor
+    from t2t_vit.models.factory import create_model
     from t2t_vit.models.t2t_vit import T2TViT
     from t2t_vit.models.tokens import TokensToToken
-    from t2t_vit.models.variants import create_model, list_models
     from t2t_vit.models.weights import load_checkpoint, load_for_transfer_learning
+    from t2t_vit.training.train import train
 
 __version__ = "0.1.0"
 __all__ = [
+    "Predictor",
     "T2TViT",
     "TokensToToken",
     "__version__",
     "create_model",
+    "evaluate",
     "list_models",
     "load_checkpoint",
     "load_for_transfer_learning",
+    "train",
 ]
 
 _HOMES = {
+    "Predictor": "t2t_vit.inference.predictor",
     "T2TViT": "t2t_vit.models.t2t_vit",
     "TokensToToken": "t2t_vit.models.tokens",
-    "create_model": "t2t_vit.models.variants",
-    "list_models": "t2t_vit.models.variants",
+    "create_model": "t2t_vit.models.factory",
+    "evaluate": "t2t_vit.inference.evaluate",
     "load_checkpoint": "t2t_vit.models.weights",
     "load_for_transfer_learning": "t2t_vit.models.weights",
+    "train": "t2t_vit.training.train",
+    **dict.fromkeys(list_models(), "t2t_vit.models.variants"),
 }
 
 registration.register_with_timm()
@@ -48,12 +59,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name.startswith("t2t_vit_"):
-        variants = importlib.import_module("t2t_vit.models.variants")
-        if name in variants.VARIANTS:
-            return getattr(variants, name)
-        raise AttributeError(errors.closest(name, variants.VARIANTS, "model"))
+        raise AttributeError(closest(name, list_models(), "model"))
     raise AttributeError(f"module 't2t_vit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_HOMES})

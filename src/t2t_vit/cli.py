@@ -34,13 +34,13 @@ class Command:
 COMMANDS = {
     "train": Command(
         "t2t_vit.training.config:TrainConfig",
-        "t2t_vit.training.loop:train_command",
+        "t2t_vit.training.train:train_command",
         "train a model from scratch",
         "train digits --model t2t_vit_7 --output runs/digits",
     ),
     "transfer": Command(
         "t2t_vit.training.config:TransferConfig",
-        "t2t_vit.training.loop:train_command",
+        "t2t_vit.training.train:train_command",
         "train a checkpoint on other classes",
         "transfer cifar10 --model t2t_vit_14 --checkpoint 81.5_T2T_ViT_14.pth.tar",
     ),
@@ -133,9 +133,9 @@ def _run(argv: Sequence[str]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     keep_freed_memory()
 
-    # here, so that `t2t-vit --help` does not wait for argparse
+    # here, so that `t2t-vit --help` does not wait for YAML
     from t2t_vit import old_flags
-    from t2t_vit.options import parse
+    from t2t_vit.flags import parse
 
     command = COMMANDS[name]
     config = parse(

@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 def closest(name: str, known: Iterable[str], what: str) -> str:
-    """The sentence for an unknown name: the nearest known ones, or all of them when none is near.
+    """The sentence for an unknown name: the nearest known ones, or the first of all when none is near.
 
     Args:
         name: what the user wrote.
@@ -18,7 +18,7 @@ def closest(name: str, known: Iterable[str], what: str) -> str:
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}."
+    advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {abbreviate(names, limit=10)}."
     return f"Unknown {what} {name!r}. {advice}"
 
 

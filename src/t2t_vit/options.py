@@ -1,42 +1,104 @@
-"""A frozen dataclass becomes the flags of a command and the keys of its YAML file.
+"""A frozen dataclass becomes the settings of a command: its flags, the keys of its YAML file, keywords in Python.
 
     @dataclass(frozen=True, kw_only=True)
-    class TrainConfig:
+    class TrainConfig(Settings):
         "Train a model from scratch."
 
         data: str = argument("a folder with train/ and val/, or a name such as digits")
-        batch_size: int = option(64, "images per step", short="b", group="Schedule")
-        img_size: int | tuple[int, int] | None = option(None, "side, or height and width, in pixels")
-        amp: bool = option(True, "half precision where the machine has it")
+        batch_size: int = option(64, "images per step", short="b", at_least=1)
+        lr: float = option(5e-4, "peak learning rate", above=0)
+        min_lr: float = option(1e-5, "learning rate at the end", at_least=0, at_most="lr")
+        amp: bool = option(True, "half precision")
+        amp_dtype: Literal["bfloat16", "float16"] = option("bfloat16", "type of half precision", needs="amp")
 
-    config = parse(TrainConfig, ["digits", "-b", "128", "--no-amp"], prog="t2t-vit train")
+    config = configure(TrainConfig, data="digits", batch_size=128, amp=False)
+    assert config.given == {"data", "batch_size", "amp"}
+
+`flags.parse` makes the same of the words `digits -b 128 --no-amp`.
 
 A field is a str, int, float or bool, a `Literal` of strings, a tuple of these (`tuple[str, ...]`, `tuple[int, int]`),
-or a union of such types and None, which is written "none". Three sources fill it, the later ones winning: its default
-(or what the class method `defaults_for(given)` returns, by which a recipe fills what the user left open), the YAML
-file of `-c`, and the command line.
+or a union of such types and None. Its rule stands beside it. Every rule that is broken is told, all of them at once.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
-import inspect
 import math
+import operator
+import os
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, get_args, get_origin
 
 import yaml
 
-from t2t_vit.errors import UserError, closest
+from t2t_vit.errors import UserError, abbreviate, closest
 
-Config = TypeVar("Config")
-Advise = Callable[[str, Collection[str]], str | None]
-"""What to give instead of an unknown flag, in a sentence, of the flags that there are; None for no idea."""
+Config = TypeVar("Config", bound="Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a command.
+
+    Attributes:
+        given: the names of those that the user set, in Python, in a YAML file or on the command line.
+    """
+
+    if TYPE_CHECKING:
+        given: frozenset[str] = frozenset()
+    else:
+        # This is no field, so that `asdict` leaves it out. `dataclasses.replace` hands it on all the same.
+        given: InitVar[frozenset[str]] = frozenset()
+
+        def __post_init__(self, given):
+            object.__setattr__(self, "given", given)
+
+    @classmethod
+    def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values that take the place of the fields' defaults, by what the user set."""
+        return {}
+
+    def contradictions(self) -> Iterable[str]:
+        """A sentence for every problem that no rule of one field tells."""
+        return ()
+
+    @property
+    def changed(self) -> set[str]:
+        """The names of the settings that the user set to another value than they would have had."""
+        given = {name: getattr(self, name) for name in self.given}
+        usual = _usual(type(self), given)
+        return {name for name, value in given.items() if value not in (None, usual.get(name))}
+
+
+class Rule(TypedDict, total=False):
+    """What a value must be, and when it has an effect. None is always right.
+
+    Attributes:
+        at_least, above, at_most, below: bounds of a number, or of each number of a tuple; a bound may be the name of
+            another setting.
+        ascending: the numbers of a tuple must not fall.
+        writes: the value is a file to be written, with one of these endings; () allows any.
+        needs: what must be switched on for an effect: "teacher", "mixup or cutmix", "mixup and cutmix".
+        unless: what must be switched off for an effect: "crop_padding", "freeze_backbone or layer_decay".
+    """
+
+    at_least: float | str
+    above: float | str
+    at_most: float | str
+    below: float | str
+    ascending: bool
+    writes: tuple[str, ...]
+    needs: str
+    unless: str
+
+
+ARGUMENTS = "Arguments"
+RELATIONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 def option(
@@ -46,7 +108,8 @@ def option(
     short: str | None = None,
     choices: Iterable[str] = (),
     metavar: str | None = None,
-    group: str = "Options",
+    heading: str | None = None,
+    **rule: Unpack[Rule],
 ) -> Any:
     """A dataclass field that is a flag: `batch_size` is `--batch-size`.
 
@@ -56,154 +119,282 @@ def option(
             this one, so use the words that people know.
         short: the letter of the short form.
         choices: the values that are allowed, where the type is no `Literal`.
-        metavar: what stands for the value in the help.
-        group: the heading under which the help lists it.
+        metavar: what stands for the value in the help; by default N for a whole number, X for a number.
+        heading: the help's heading over this flag and those that follow.
+        rule: what the value must be, and when it has an effect.
     """
-    about = {"help": help, "short": short, "choices": tuple(choices), "metavar": metavar, "group": group}
-    return dataclasses.field(metadata=about, **({} if default is ... else {"default": default}))
+    about = {"help": help, "short": short, "choices": tuple(choices), "metavar": metavar, "heading": heading}
+    return _field(default, {**about, "rule": rule})
 
 
 def argument(help: str, *, default: Any = ..., metavar: str | None = None) -> Any:
     """A dataclass field that the command line gives by its place; required unless it has a default."""
-    about = {"help": help, "short": None, "choices": (), "metavar": metavar, "group": None}
+    return _field(default, {"help": help, "metavar": metavar, "heading": ARGUMENTS})
+
+
+def _field(default: Any, about: dict[str, Any]) -> Any:
     return dataclasses.field(metadata=about, **({} if default is ... else {"default": default}))
 
 
-def parse(
-    cls: type[Config], argv: Sequence[str], *, prog: str, epilog: str = "", advise: Advise = lambda flag, known: None
-) -> Config:
-    """The config that the command line and its YAML file ask for.
+def configure(cls: type[Config], /, **given: Any) -> Config:
+    """The settings of a command as its flags would make them, recipe and all.
 
     Args:
-        cls: a keyword-only dataclass of `option` and `argument` fields; its docstring opens the help. Its class method
-            `defaults_for(given: dict[str, Any]) -> dict[str, Any]`, if any, gets what the user set and returns values
-            for other fields; of nothing, those that the help shows.
-        argv: the words after the command.
-        prog: the command, as the help shows it.
-        epilog: the last lines of the help.
-        advise: knows the flags of other programs; asked before the closest one here is named.
+        cls: the class of the settings.
+        given: what to set; all else is a default.
 
     Raises:
-        UserError: unknown flags or keys, values of a wrong type, or missing ones; all of a kind in one message.
-        SystemExit: `-h` or `--help` was given, and the help is printed.
+        UserError: for unknown settings, missing ones, and values that break a rule; all in one message.
     """
-    settings = _settings_of(cls)
-    parser = _build_parser(settings.values(), prog=prog)
-    namespace, others = parser.parse_known_args(argv)
-    words = vars(namespace)
-    fill: Callable[[dict[str, Any]], dict[str, Any]] = getattr(cls, "defaults_for", lambda given: {})
-    if words.pop("help", False):
-        usual = fill({})
-        shown = [dataclasses.replace(s, default=usual.get(s.name, s.default)) for s in settings.values()]
-        parser = _build_parser(shown, prog=prog)
-        _add_text(parser, shown, description=inspect.cleandoc(cls.__doc__ or ""), epilog=epilog)
-        print(parser.format_help(), end="", flush=True)
-        raise SystemExit(0)
-    _refuse([_unknown_flag(word, settings.values(), prog, advise) for word in others if word.startswith("-")])
-    path = words.pop("config", None)
-    leftover = _give_places(words, others, settings.values())
-    _refuse([_unexpected(leftover, argv, settings.values(), prog)] if leftover else [])
-    problems: list[str] = []
-    given = _read_yaml(path, settings, problems) if path else {}
-    for name, word in words.items():
-        settings[name].read_into(given, word, settings[name].spelling, problems)
-    _refuse(problems)
-
-    values = fill(given) | given
-    missing = [setting for setting in settings.values() if setting.required and setting.name not in values]
-    sentences = [f"Missing {setting.spelling}: {setting.help}." for setting in missing]
-    _refuse([*sentences, f"See {prog} --help."] if sentences else [])
-    return cls(**values)
+    return build(cls, given, sources={name: name for name in given})
 
 
-def read_settings(cls: type, path: Path) -> dict[str, Any]:
+def build(cls: type[Config], given: Mapping[str, Any], *, sources: Mapping[str, str], advice: str = "") -> Config:
+    """As `configure`, of values that may be words.
+
+    Args:
+        cls: the class of the settings.
+        given: values by name.
+        sources: what a message calls them, such as "--lr" or "lr in run.yaml".
+        advice: what to do when a setting is missing.
+    """
+    options = options_of(cls)
+    typed, wrong = _read_values(options, given, sources)
+    usual = _usual(cls, typed)
+    values = {**usual, **typed}
+    missing = [name for name in options if name not in values and name not in wrong]
+    wrong |= {name: f"Missing {options[name].flag}: {options[name].help}." for name in missing}
+
+    known = {name: value for name, value in values.items() if name not in wrong}  # nobody is held to a wrong value
+    for name, value in sorted(known.items(), key=lambda item: item[0] not in typed):
+        if wrong and name not in typed:
+            break  # defaults may follow from what is wrong
+        option, source = options[name], sources.get(name, options[name].flag)
+        if why := _without_effect(option, options, known, typed):
+            if name in typed and value not in (None, usual.get(name)):
+                wrong[name] = f"{source} has no effect {why}."
+        elif rule := option.broken_rule(value, known):
+            wrong[name] = f"{source} must be {rule}, got {in_words(value)}{'' if name in typed else ' by default'}."
+    _refuse([*wrong.values(), *([advice] if missing and advice else [])])
+    config = cls(**values, given=frozenset(typed))
+    _refuse(config.contradictions())
+    return config
+
+
+def _usual(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of settings that are not given."""
+    defaults = {option.name: option.default for option in options_of(cls).values() if not option.required}
+    return {**defaults, **cls.defaults_for(given)}
+
+
+def read_settings(cls: type[Settings], path: Path) -> dict[str, Any]:
     """The typed values of a YAML file of settings, such as a run's own.
 
     Raises:
         UserError: the file cannot be read, or holds what is no setting or no value of it; all in one message.
     """
-    problems: list[str] = []
-    values = _read_yaml(str(path), _settings_of(cls), problems)
-    _refuse(problems)
-    return values
+    typed, wrong = _read_values(options_of(cls), *read_yaml(path))
+    _refuse(wrong.values())
+    return typed
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """One field of a config class."""
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a YAML file by the names of their settings, and what a message calls each."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the settings file {path}: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is no YAML file: {error}.") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path} must hold lines such as 'batch_size: 64', but holds {content!s:.60}.")
+    named = {str(key).replace("-", "_"): (value, f"{key} in {path}") for key, value in (content or {}).items()}
+    return {name: value for name, (value, _) in named.items()}, {name: source for name, (_, source) in named.items()}
+
+
+def nearest(word: str, options: Mapping[str, "Option"]) -> str | None:
+    """The name of the setting that an unknown flag, key or keyword is likely to mean, by its letters or its help."""
+    name = word.lstrip("-").replace("-", "_").removeprefix("no_").lower()
+    meant = set(name.split("_"))
+    near = [
+        *difflib.get_close_matches(name, options, n=1, cutoff=0.85),
+        *(known for known in options if known.startswith(name)),
+        *(known for known in options if meant <= set(re.findall(r"\w+", options[known].help.lower()))),
+        *difflib.get_close_matches(name, options, n=1, cutoff=0.6),
+    ]
+    return near[0] if near else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One field of a class of settings, as `option` describes it, with its type."""
 
     name: str
     hint: Any
-    default: Any
+    default: Any = None
     help: str
-    short: str | None
-    choices: tuple[str, ...]
+    short: str | None = None
+    choices: tuple[str, ...] = ()
     metavar: str
-    group: str | None  # None: given by its place
+    heading: str
+    rule: Rule = dataclasses.field(default_factory=lambda: Rule())
+
+    @property
+    def is_argument(self) -> bool:
+        return self.heading == ARGUMENTS
 
     @property
     def required(self) -> bool:
         return self.default is dataclasses.MISSING
 
     @property
-    def spelling(self) -> str:
-        return "--" + self.name.replace("_", "-") if self.group else self.metavar
+    def flag(self) -> str:
+        return self.metavar if self.is_argument else _flag(self.name)
 
     @property
-    def max_words(self) -> float:
-        """How many words a value may have."""
-        tuples = [typing.get_args(member) for member in _members(self.hint) if typing.get_origin(member) is tuple]
-        return max((math.inf if ... in parts else len(parts) for parts in tuples), default=1)
+    def spellings(self) -> list[str]:
+        """The ways to give the flag; an argument has none."""
+        long = [self.flag, self.written(False)] if self.kind is bool else [self.flag]
+        return [] if self.is_argument else [f"-{self.short}", *long] if self.short else long
 
-    def read_into(self, given: dict[str, Any], value: Any, source: str, problems: list[str]) -> None:
-        """Puts the typed value of words from the command line, or of a YAML value, into `given`."""
+    @property
+    def kind(self) -> type:
+        """int, float, bool or str: what each word of a value is."""
+        atoms = _atoms(self.hint)
+        return next((kind for kind in (bool, int, float) if kind in atoms), str)
+
+    @property
+    def word_counts(self) -> list[float]:
+        """How many words a value may have, for each type of a union."""
+        members = [get_args(member) if get_origin(member) is tuple else (member,) for member in _members(self.hint)]
+        return [math.inf if ... in parts else len(parts) for parts in members if parts != (types.NoneType,)]
+
+    def read(self, value: Any, source: str) -> Any:
+        """The typed value of words, of a YAML value or of a Python value.
+
+        Raises:
+            UserError: it has another type, is none of the choices, or out of the bounds that are numbers.
+        """
         try:
             typed = _convert(value, self.hint)
         except ValueError:
-            problems.append(f"{source}: expected {_in_words(self.hint)}, got {value!r}.")
-            return
-        items = typed if isinstance(typed, tuple) else (typed,)
-        strangers = [item for item in items if self.choices and item is not None and item not in self.choices]
-        problems += [closest(item, self.choices, f"value of {source}:") for item in strangers]
-        given[self.name] = typed
+            got = f"{len(value)} values: {in_words(value)}" if isinstance(value, list | tuple) else repr(value)
+            raise UserError(f"{source}: expected {_type_in_words(self.hint)}, got {got}.") from None
+        for item in typed if isinstance(typed, tuple) else (typed,):
+            if self.choices and item is not None and item not in self.choices:
+                raise UserError(closest(item, self.choices, f"value of {source}:"))
+        if rule := self.broken_rule(typed, {}):
+            raise UserError(f"{source} must be {rule}, got {in_words(typed)}.")
+        return typed
+
+    def written(self, value: Any) -> str:
+        """What gives the setting this value on a command line: "--lr 0.1", "--no-amp"."""
+        if isinstance(value, bool):
+            return self.flag if value else self.flag.replace("--", "--no-", 1)
+        return f"{self.flag} {in_words(value)}"
+
+    def is_on(self, value: Any) -> bool:
+        """Whether the value switches something on. A switch that is left open may be on."""
+        return self.kind is bool if value is None else value not in (False, (), "no")
+
+    def broken_rule(self, value: Any, known: Mapping[str, Any]) -> str | None:
+        """What the value must be, in words, if it is not that. Bounds that are settings count if those are known."""
+        if value is None:
+            return None
+        items = value if isinstance(value, tuple) else (value,)
+        parts: list[tuple[str, bool]] = []
+        for name, relation in RELATIONS.items():
+            bound: Any = self.rule.get(name)
+            limit = known.get(bound) if isinstance(bound, str) else bound
+            if limit is not None:
+                limit_in_words = f"{_flag(bound)} {limit}" if isinstance(bound, str) else str(limit)
+                holds = all(relation(item, limit) for item in items)
+                parts.append((f"{name.replace('_', ' ')} {limit_in_words}", holds))
+        if self.rule.get("ascending"):
+            parts.append(("the smaller one first", list(items) == sorted(items)))
+        if (endings := self.rule.get("writes")) is not None:
+            path = Path(value)
+            can_be_written = not path.is_dir() and os.access(path.parent, os.W_OK)
+            kind = f"a {' or '.join(endings)} file" if endings else "a file"
+            parts.append(
+                (f"{kind} in a folder that is there", can_be_written and path.suffix in (endings or path.suffix))
+            )
+        return None if all(holds for _, holds in parts) else " and ".join(words for words, _ in parts)
 
 
-def _settings_of(cls: type) -> dict[str, _Setting]:
-    assert dataclasses.is_dataclass(cls)
+def options_of(cls: type[Settings]) -> dict[str, Option]:
+    """The fields of a class of settings, by name."""
     hints = typing.get_type_hints(cls)
-    settings = {}
+    options: dict[str, Option] = {}
+    heading = "Options"
     for field in dataclasses.fields(cls):
-        hint, about = hints[field.name], dict(field.metadata)
-        about["choices"] = about["choices"] or _literals(hint)
-        short_metavar = {int: "N", float: "X"}.get(_kind(hint), field.name.split("_")[-1].upper())
-        about["metavar"] = about["metavar"] or short_metavar
-        settings[field.name] = _Setting(name=field.name, hint=hint, default=field.default, **about)
-    return settings
+        about, atoms = dict(field.metadata), _atoms(hints[field.name])
+        heading = about["heading"] or (heading if heading != ARGUMENTS else "Options")
+        metavar = "N" if int in atoms else "X" if float in atoms else field.name.split("_")[-1].upper()
+        about |= {
+            "heading": heading,
+            "metavar": about["metavar"] or metavar,
+            "choices": about.get("choices") or tuple(atom for atom in atoms if isinstance(atom, str)),
+        }
+        options[field.name] = Option(name=field.name, hint=hints[field.name], default=field.default, **about)
+    return options
 
 
-# From words to values
+def _read_values(
+    options: Mapping[str, Option], given: Mapping[str, Any], sources: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The typed values, and a sentence for each setting that is unknown or has a wrong value."""
+    typed, wrong = {}, {}
+    for name, value in given.items():
+        if name in options:
+            try:
+                typed[name] = options[name].read(value, sources[name])
+            except UserError as error:
+                wrong[name] = str(error)
+        else:
+            near = nearest(name, options)
+            advice = f"Did you mean {near}?" if near else f"Known: {abbreviate(options, limit=10)}."
+            wrong[name] = f"Unknown setting {sources[name]}. {advice}"
+    return typed, wrong
+
+
+def _without_effect(
+    option: Option, options: Mapping[str, Option], known: Mapping[str, Any], given: Collection[str]
+) -> str | None:
+    """Beside or without what the setting has no effect, in words; what is not known does not count."""
+    if needs := option.rule.get("needs"):
+        all_or_any, word = (all, " and ") if " and " in needs else (any, " or ")
+        names = needs.split(word)
+        if not all_or_any(name not in known or options[name].is_on(known[name]) for name in names):
+            if len(names) == 1 and needs in given:
+                return f"beside {options[needs].written(known[needs])}"
+            return f"without {word.join(options[name].flag for name in names)}"
+    for name in option.rule.get("unless", "").split(" or "):
+        if name in known and options[name].is_on(known[name]):
+            return f"beside {options[name].written(known[name])}"
+    return None
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    if sentences := list(problems):
+        raise UserError(" ".join(sentences))
+
+
+# Types and values
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one type."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def _kind(hint: Any) -> type:
-    """int, float, bool or str: what each word of a value is."""
-    if hint in (int, float, bool):
-        return hint
-    return next((kind for kind in map(_kind, typing.get_args(hint)) if kind is not str), str)
-
-
-def _literals(hint: Any) -> tuple[str, ...]:
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    return tuple(word for part in typing.get_args(hint) for word in _literals(part))
+def _atoms(hint: Any) -> list[Any]:
+    """The types and the literals in a type, at any depth."""
+    return [atom for part in get_args(hint) for atom in _atoms(part)] or [hint]
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """The value as the type asks for it, or a ValueError; choices are the caller's to check."""
+    """The value as the type has it, or a ValueError; a literal may be any word here."""
     members = _members(hint)
     if types.NoneType in members and value in (None, "none"):
         return None
@@ -212,9 +403,9 @@ def _convert(value: Any, hint: Any) -> Any:
             with contextlib.suppress(ValueError):
                 return _convert(value, member)
         raise ValueError
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        items = value if isinstance(value, list) else [value]
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        items = value if isinstance(value, list | tuple) else [value]
         if ... not in parts and len(items) != len(parts):
             raise ValueError
         return tuple(_convert(item, parts[0]) for item in items)
@@ -226,18 +417,20 @@ def _convert(value: Any, hint: Any) -> Any:
         if not math.isfinite(number):
             raise ValueError
         return number
+    if hint is not bool and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if hint is types.NoneType or not isinstance(value, bool if hint is bool else str):
         raise ValueError
     return value
 
 
-def _in_words(hint: Any) -> str:
+def _type_in_words(hint: Any) -> str:
     """The type as a user reads it: "a whole number or 2 whole numbers"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "none"}
     words = []
     for member in _members(hint):
-        parts = typing.get_args(member)
-        if typing.get_origin(member) is tuple:
+        parts = get_args(member)
+        if get_origin(member) is tuple:
             item = names.get(parts[0], "a word").removeprefix("a ")
             words.append(f"{item}s" if ... in parts else f"{len(parts)} {item}s")
         else:
@@ -245,145 +438,10 @@ def _in_words(hint: Any) -> str:
     return " or ".join(words)
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+def in_words(value: Any) -> str:
+    """A value as it is written on a command line."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else "none" if value is None else str(value)
 
 
-def _give_places(words: dict[str, Any], others: Sequence[str], settings: Iterable[_Setting]) -> list[str]:
-    """Hands the words that follow no flag to the arguments, in their order; returns those that are too many.
-
-    argparse gives a flag that takes several words all that follow it. Of `--img-size 64 digits` this returns `digits`
-    to the arguments, since it is no number.
-    """
-    places = list(others)
-    for setting in settings:
-        if setting.name in words and setting.max_words > 1:
-            taken = words[setting.name]
-            words_fit = _kind(setting.hint) is str
-            count = 1
-            while count < min(len(taken), setting.max_words) and (words_fit or _is_number(taken[count])):
-                count += 1
-            words[setting.name] = taken[:count] if count > 1 else taken[0]
-            places += taken[count:]
-    for setting in settings:
-        if not setting.group and places:
-            count = int(min(setting.max_words, len(places)))
-            words[setting.name] = places[:count] if setting.max_words > 1 else places[0]
-            places = places[count:]
-    return places
-
-
-def _unexpected(words: Sequence[str], argv: Sequence[str], settings: Iterable[_Setting], prog: str) -> str:
-    """The sentence for words that have no place; they may be meant for a flag that takes none."""
-    before = argv[argv.index(words[0]) - 1]
-    for setting in settings:
-        if setting.spelling == before and _kind(setting.hint) is bool:
-            return f"{before} takes no value, got {words[0]!r}; it means: {setting.help}."
-    return f"Unexpected {' '.join(words)!r}. See {prog} --help."
-
-
-def _read_yaml(path: str, settings: Mapping[str, _Setting], problems: list[str]) -> dict[str, Any]:
-    """The typed values of the file's keys, written with underscores or dashes."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read the settings file {path}: {error.strerror}.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is no YAML file: {error}.") from None
-    if not isinstance(content, dict | None):
-        raise UserError(f"{path} must hold lines such as 'batch_size: 64', but holds {content!s:.60}.")
-    given: dict[str, Any] = {}
-    for key, value in (content or {}).items():
-        name = str(key).replace("-", "_")
-        if name in settings:
-            settings[name].read_into(given, value, f"{key} in {path}", problems)
-        else:
-            problems.append(closest(name, settings, f"key of {path}:"))
-    return given
-
-
-# Flags and their help
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors reach the user as everybody else's do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}. See {self.prog} --help.")
-
-
-def _build_parser(settings: Iterable[_Setting], *, prog: str) -> _Parser:
-    """A parser of the flags alone. It leaves words as they are; its namespace holds what was given and nothing else."""
-    parser = _Parser(
-        prog=prog,
-        allow_abbrev=False,
-        add_help=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
-    )
-    groups: dict[str, Any] = {}
-    for setting in settings:
-        if not setting.group:
-            continue
-        if setting.group not in groups:
-            groups[setting.group] = parser.add_argument_group(setting.group)
-        spellings = [f"-{setting.short}", setting.spelling] if setting.short else [setting.spelling]
-        form: dict[str, Any] = {"metavar": setting.metavar, "nargs": "+" if setting.max_words > 1 else None}
-        if _kind(setting.hint) is bool:
-            form = {"action": argparse.BooleanOptionalAction}
-        help_line = _help_line(setting).replace("%", "%%")
-        groups[setting.group].add_argument(*spellings, dest=setting.name, help=help_line, **form)
-    general = parser.add_argument_group("General")
-    general.add_argument("-c", "--config", metavar="FILE", help="YAML file that sets flags, one 'name: value' a line")
-    general.add_argument("-h", "--help", action="store_true", help="show this help")
-    return parser
-
-
-def _add_text(parser: _Parser, settings: Iterable[_Setting], *, description: str, epilog: str) -> None:
-    """What the help shows besides the flags."""
-    places = [setting for setting in settings if not setting.group]
-    names = [place.metavar + "..." * (place.max_words > 1) for place in places]
-    shown = [name if place.required else f"[{name}]" for name, place in zip(names, places, strict=True)]
-    parser.usage = " ".join([parser.prog, *shown, "[options]"])
-    lines = [f"  {place.metavar:<28}{_help_line(place)}" for place in places]
-    parser.description = "\n".join([description, *(["", "Arguments:", *lines] if lines else [])])
-    parser.epilog = epilog
-
-
-def _help_line(setting: _Setting) -> str:
-    """What the setting does, its choices, and its default."""
-    line = setting.help + (f": {', '.join(setting.choices)}" if setting.choices else "")
-    if setting.required:
-        return f"{line} (required)" if setting.group else line
-    if setting.default is None or setting.default == ():
-        return line
-    if isinstance(setting.default, bool):
-        return f"{line} (default: {'on' if setting.default else 'off'})"
-    shown = " ".join(map(str, setting.default)) if isinstance(setting.default, tuple) else setting.default
-    return f"{line} (default: {shown})"
-
-
-def _unknown_flag(word: str, settings: Iterable[_Setting], prog: str, advise: Advise) -> str:
-    """The sentence for a flag that does not exist, with the closest one by its letters or by its meaning."""
-    given = word.partition("=")[0]
-    flag = given.replace("_", "-") if word.startswith("--") else word[:2]
-    helps = {setting.spelling: setting.help.lower() for setting in settings if setting.group}
-    if advice := advise(given, helps):
-        return f"Unknown flag {given}. {advice}"
-    meant = set(re.findall(r"\w+", flag.lower()))
-    near = [
-        *difflib.get_close_matches(flag, helps, n=1, cutoff=0.85),
-        *(name for name in helps if name.startswith(flag) and flag.startswith("--")),
-        *(name for name, text in helps.items() if meant <= set(re.findall(r"\w+", text))),
-        *difflib.get_close_matches(flag, helps, n=1, cutoff=0.6),
-    ]
-    return f"Unknown flag {given}. " + (f"Did you mean {near[0]}?" if near else f"See {prog} --help.")
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        raise UserError(" ".join(problems))
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -16,11 +16,9 @@ def register_with_timm() -> None:
 
 
 class _TimmWatcher:
-    """A finder that finds nothing itself: it lets the others find timm, and adds one act to the end of its import.
+    """A finder that lets the other finders find timm, and ends the import of timm by registering our models.
 
-    The act imports the table of variants, which registers them. It is left out where an import of `t2t_vit.models` is
-    under way, which begins with that table: it is what imports timm, in this thread, or waits in another until timm is
-    there. An import of timm that fails leaves the watcher to the next.
+    An import of timm that fails leaves the watcher to the next.
     """
 
     def find_spec(
@@ -38,7 +36,7 @@ class _TimmWatcher:
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-            if "t2t_vit.models" not in sys.modules:
+            if "t2t_vit.models.variants" not in sys.modules:  # else its import is under way, and waits for timm's
                 importlib.import_module("t2t_vit.models.variants")
 
         # A loader belongs to the one spec it came with, so that this changes one import and no other.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t2t_vit.data.agreement import _Answers, check_agreement, tiny_copy
+from t2t_vit.data.agreement import Answers, check_agreement, tiny_copy
 from t2t_vit.data.sources import open_source
 
 
@@ -101,7 +101,7 @@ def test_standard_errors_are_those_of_answers_dealt_at_random():
     rng = np.random.default_rng(0)
     labels, answers = rng.choice(3, 60, p=(0.6, 0.3, 0.1)), rng.choice(3, 60, p=(0.2, 0.3, 0.5))
     dealt = [(labels == rng.permutation(answers)).mean() for _ in range(4000)]
-    found = _Answers(labels, answers)
+    found = Answers(labels, answers)
     assert found.chance == pytest.approx(np.mean(dealt), rel=0.02)
     assert found.share - found.chance == pytest.approx(found.errors_above_chance * np.std(dealt), rel=0.05)
 

@@ -1,6 +1,7 @@
 """Decoded images in memory: the same ones, and not more than fit."""
 
 import io
+import os
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,8 @@ from timm.data import resolve_data_config
 from t2t_vit.data import cache
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.images import ImageSet, UnreadableImage, array_images, read_image
-from t2t_vit.data.loading import DrawnImages, EpochBatches, eval_transform, make_loader, train_transform
+from t2t_vit.data.loading import DrawnImages, EpochBatches, make_loader
+from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError
 
 CONFIG = resolve_data_config({"input_size": (3, 16, 16)})
@@ -76,7 +78,7 @@ def test_images_are_decoded_once(images):
 def test_more_than_fits_is_refused(images, monkeypatch):
     pixels = 3 * sum(width * height for width, height in SIZES)
     parts = [(images, None), (images, None)]
-    monkeypatch.setattr(cache, "_free_memory", lambda: 2 * pixels / cache.MAX_SHARE + 100)
+    monkeypatch.setattr(cache, "free_memory", lambda: 2 * pixels / cache.MAX_SHARE + 100)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     refuse_large_cache(*parts)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -85,11 +87,14 @@ def test_more_than_fits_is_refused(images, monkeypatch):
 
 
 def test_smaller_decodings_count(images, monkeypatch):
+    pixels = 3 * sum(width * height for width, height in SIZES)
     crop, _ = train_transform(CONFIG)
-    monkeypatch.setattr(cache, "_free_memory", lambda: 0.0)
-    bytes_of = [cache._estimate_bytes(images, of) for of in (None, crop)]
-    assert bytes_of[0] == 3 * sum(width * height for width, height in SIZES)
-    assert 1.2 < bytes_of[1] / bytes_of[0] < 1.34
+    for of, lowest, highest in ((None, 0.999, 1.001), (crop, 1.2, 1.34)):
+        monkeypatch.setattr(cache, "free_memory", lambda times=highest: times * pixels / cache.MAX_SHARE)
+        refuse_large_cache((images, of))
+        monkeypatch.setattr(cache, "free_memory", lambda times=lowest: times * pixels / cache.MAX_SHARE)
+        with pytest.raises(UserError, match="leave it out"):
+            refuse_large_cache((images, of))
 
 
 def test_what_is_in_memory_is_not_cached():
@@ -98,5 +103,26 @@ def test_what_is_in_memory_is_not_cached():
         refuse_large_cache((arrays.subset([0, 1]), None))
 
 
-def test_free_memory_is_a_sensible_number():
-    assert 2**26 < cache._free_memory() < 2**46
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [
+        (None, None, 3000 * 1024),  # no container
+        ("max", 500, 3000 * 1024),  # one without a limit
+        ("2000000", 500, 2_000_000 - 500),
+        ("9000000", 500, 3000 * 1024),  # one with a limit beyond what the machine has
+    ],
+)
+def test_free_memory_is_the_machines_or_the_containers(tmp_path, limit, used, free):
+    group = tmp_path / "sys/fs/cgroup"
+    for folder in (tmp_path / "proc", group):
+        folder.mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:     8000 kB\nMemFree:  100 kB\nMemAvailable:     3000 kB\n")
+    if limit:
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.stat").write_text(f"anon {used}\nfile 7777777\n")
+    assert cache.free_memory(tmp_path) == free
+
+
+def test_free_memory_without_linux_is_half_of_the_machines(tmp_path):
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert cache.free_memory(tmp_path) == total / 2

@@ -1,15 +1,16 @@
-"""The report before training, and the command that prints it."""
+"""The first look of training, the report, and the command that prints it."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from t2t_vit.data import check as preflight_module
-from t2t_vit.data.check import data_command, preflight
+from t2t_vit.data.check import data_command, first_look, inspect_data
 from t2t_vit.data.config import DataConfig
 from t2t_vit.data.images import ImageSet
 from t2t_vit.data.sources import open_source
@@ -35,7 +36,7 @@ def broken(tmp_path, class_folders):
 
 
 def test_digits_are_fit_for_training(digits):
-    report = preflight(digits)
+    report = inspect_data(digits)
     assert report.warnings == []
     assert str(report).splitlines()[:3] == [
         "digits: 10 classes, 1,437 images to train on, 360 to validate",
@@ -43,18 +44,18 @@ def test_digits_are_fit_for_training(digits):
         "images: 1,663 sampled, 0 unreadable, 8 x 8 pixels on average",
     ]
     assert "guessing finds 10 %" in str(report).splitlines()[3]
-    assert preflight(digits) == report
+    assert inspect_data(digits) == report
 
 
 def test_other_splits_of_the_digits_are_fit_too():
     for seed in range(3):
-        assert preflight(open_source("digits", seed=seed, val_fraction=0.05)).warnings == []
+        assert inspect_data(open_source("digits", seed=seed, val_fraction=0.05)).warnings == []
 
 
 def test_shuffled_validation_labels_are_warned_of(digits):
     for seed in range(3):
         labels = np.random.default_rng(seed).permutation(digits.val.labels)
-        report = preflight(replace(digits, val=relabelled(digits.val, labels)))
+        report = inspect_data(replace(digits, val=relabelled(digits.val, labels)))
         [warning] = report.warnings
         assert warning.startswith("The labels of the validation images look unrelated to those of the training images.")
         assert str(report).endswith(f"\nwarning: {warning}")
@@ -63,13 +64,13 @@ def test_shuffled_validation_labels_are_warned_of(digits):
 def test_permuted_validation_labels_are_told_by_name(digits):
     labels = [{3: 7, 7: 3}.get(label, label) for label in digits.val.labels]
     named = replace(digits, class_names=tuple("abcdefghij"), val=relabelled(digits.val, labels))
-    assert preflight(named).warnings == [
+    assert inspect_data(named).warnings == [
         "The labels of the validation images look permuted: validation images of d like h, h like d in training."
     ]
 
 
 def test_classes_without_images_are_named(digits):
-    report = preflight(replace(digits, class_names=(*"0123456789", "ten", "eleven")))
+    report = inspect_data(replace(digits, class_names=(*"0123456789", "ten", "eleven")))
     assert report.warnings == [
         "2 classes have no training images: ten, eleven.",
         "2 classes have no validation images: ten, eleven.",
@@ -81,7 +82,7 @@ def test_twenty_classes_stand_for_more(class_folders, tmp_path):
     for part in ("train", "val"):
         class_folders(tmp_path / part, **{f"c{label:03d}": 8 for label in range(50)})
     Image.new("L", (100, 60)).save(tmp_path / "train" / "c000" / "0.png")
-    report = preflight(open_source(str(tmp_path)))
+    report = inspect_data(open_source(str(tmp_path)))
     assert "\nclasses: each has 8 training images\n" in str(report)
     # 200 of the 400 images of each part, four of each class, and the other four of 20 classes.
     assert report.num_sampled == pytest.approx(2 * (200 + 20 * 4), abs=10)
@@ -89,24 +90,88 @@ def test_twenty_classes_stand_for_more(class_folders, tmp_path):
     assert report.agreement.chance_percent == pytest.approx(100 / 20, abs=1)
 
 
-def test_time_runs_out_before_every_image_is_read(digits, monkeypatch):
-    times = iter([0.0, *(i * preflight_module.LIMIT_S / 100 for i in range(10_000))])
-    monkeypatch.setattr(preflight_module, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    report = preflight(digits)
-    assert 90 <= report.num_sampled <= 110
+def test_time_runs_out_before_every_image_is_read(digits):
+    def slow(index, crop=None):
+        time.sleep(0.005)
+        return digits.train.load(index, crop)
+
+    train = ImageSet(digits.train.names, digits.train.labels, slow)
+    report = inspect_data(replace(digits, train=train), limit_s=0.2)
+    assert 100 < report.num_sampled < 1000
     assert report.agreement is not None  # so few are a fair sample too
 
 
 def test_unreadable_images_are_warned_of(broken, refusal):
-    report = preflight(open_source(str(broken)))
+    report = inspect_data(open_source(str(broken)))
     assert (report.num_sampled, report.mean_size) == (24, (4, 4))
     [warning] = report.warnings
-    assert warning.startswith("2 of 24 sampled images cannot be read: train/cat/1.png is not a readable image: ")
-    assert warning.endswith(f"`t2t-vit data {broken} --verify` finds them all.")
+    assert warning.startswith(
+        f"2 of 24 sampled images of {broken} cannot be read: train/cat/1.png is not a readable image: "
+    )
+    assert warning.endswith(f". `t2t-vit data {broken} --verify` finds them all.")
     for file in broken.rglob("*.png"):
         file.write_bytes(b"")
     source = open_source(str(broken))
-    assert refusal(broken, lambda data: preflight(source)).startswith(f"None of 24 images of {broken} can be read: ")
+    assert refusal(broken, lambda data: inspect_data(source)).startswith(f"None of 24 images of {broken} can be read: ")
+
+
+# The first look
+
+
+def test_the_first_look_is_short(digits):
+    assert first_look(digits).splitlines() == [
+        "digits: 10 classes, 1,437 images to train on, 360 to validate",
+        "classes: the smallest is 8 with 139 training images, the largest 3 with 146, 1.1 times as many",
+        "`t2t-vit data digits` checks more",
+    ]
+
+
+def test_the_first_look_decodes_few_images_over_the_whole_of_each_split(digits):
+    looked_at = []
+
+    def count(side):
+        images = getattr(digits, side)
+        load = lambda index, crop=None: looked_at.append((side, index)) or images.load(index, crop)  # noqa: E731
+        return ImageSet(images.names, images.labels, load)
+
+    first_look(replace(digits, train=count("train"), val=count("val")))
+    for side, last in (("train", 1436), ("val", 359)):
+        rows = sorted(row for name, row in looked_at if name == side)
+        assert len(rows) == 8
+        assert (rows[0], rows[-1]) == (0, last)
+        assert max(np.diff(rows)) < last / 6
+
+
+def test_the_first_look_warns(digits, broken):
+    (broken / "train" / "cat" / "0.png").write_bytes(b"")
+    source = open_source(str(broken))
+    lines = first_look(replace(source, class_names=(*source.class_names, "emu"))).splitlines()
+    assert lines[2:4] == [
+        "warning: 1 classes have no training images: emu.",
+        "warning: 1 classes have no validation images: emu.",
+    ]
+    assert lines[4].startswith("warning: ")
+    assert f"sampled images of {broken} cannot be read: train/cat/0.png is not a readable image: " in lines[4]
+    assert lines[5] == f"`t2t-vit data {broken}` checks more"
+
+
+@pytest.mark.parametrize(("split", "word"), [("train", "training"), ("val", "validation")])
+def test_the_first_look_refuses_what_can_hardly_be_read(broken, refusal, split, word):
+    for file in (broken / split).rglob("*.png"):
+        file.write_bytes(b"")
+    source = open_source(str(broken))
+    message = refusal(broken, lambda data: first_look(source))
+    assert message.startswith(f"8 of 8 sampled {word} images of {broken} cannot be read: {split}/cat/0.png is not a ")
+    assert message.endswith(f" and 3 more. `t2t-vit data {broken} --verify` finds them all.")
+
+
+def test_the_first_look_needs_no_classifier():
+    program = (
+        "import sys; from t2t_vit.data.check import first_look; "
+        "print([name for name in ('sklearn', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 # The command
@@ -114,13 +179,11 @@ def test_unreadable_images_are_warned_of(broken, refusal):
 
 def test_the_command_prints_the_report(capsys):
     assert data_command(DataConfig(data="digits")) == 0
-    assert capsys.readouterr().out == f"{preflight(open_source('digits'))}\n"
+    assert capsys.readouterr().out == f"{inspect_data(open_source('digits'))}\n"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_verify_lists_every_unreadable_file(broken, capsys, monkeypatch, workers):
-    monkeypatch.setattr(preflight_module, "NUM_SPREAD", 1)
-    monkeypatch.setattr(preflight_module, "NUM_TRAIN", 2)
+def test_verify_lists_every_unreadable_file(broken, capsys, workers):
     assert data_command(DataConfig(data=str(broken), verify=True, workers=workers)) == 2
     out, err = capsys.readouterr()
     assert [line.partition(": ")[0] for line in out.splitlines()[-3:-1]] == [

@@ -308,7 +308,7 @@ def test_an_output_with_other_images(config):
     stranger = Path(config.output) / "train" / "cat"
     stranger.mkdir(parents=True)
     assert refusal(config) == (
-        f"{config.output}/train has folders that are no class of the devkit: cat. Choose another --output."
+        f"{config.output} has folders that are no class of the devkit: train/cat. Choose another --output."
     )
     stranger.rmdir()
     (Path(config.output) / "val" / SHARK).mkdir(parents=True)

@@ -1,22 +1,21 @@
 """Decoding: what comes out of an image file, and what is said of one that is none."""
 
 import pickle
+import subprocess
 import sys
-import threading
-import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from t2t_vit.data.images import UnreadableImage, array_images, read_image
+from t2t_vit.data.images import UnreadableImage, array_images, file_images, read_image
 from t2t_vit.errors import UserError
 
 
 def test_images_in_memory():
     arrays = np.stack([np.full((2, 3), 7), np.full((2, 3), 9)]).astype(np.uint8)
     images = array_images(arrays, ["a", "b"], [1, 0])
-    assert (len(images), images.name(1), images.label(0)) == (2, "b", 1)
+    assert (len(images), images.names[1], images.labels[0]) == (2, "b", 1)
     loaded = pickle.loads(pickle.dumps(images)).load(1)
     assert (loaded.mode, loaded.size, loaded.getpixel((2, 1))) == ("RGB", (3, 2), (9, 9, 9))
     second = images.subset([1])
@@ -28,41 +27,27 @@ def test_sixteen_bits_keep_their_greys(tmp_path):
     assert np.asarray(read_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 128], [255, 1]]
 
 
-def _save_transparent_palette(path):
+def test_images_decode_without_a_warning(tmp_path):
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 200, 100, 50])
-    palette.save(path, transparency=b"\xff\x80")
-
-
-def test_transparent_palettes_decode_without_a_warning(tmp_path):
-    _save_transparent_palette(tmp_path / "a.png")
-    filters = list(warnings.filters)
-    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (200, 100, 50)
-    assert warnings.filters == filters
-
-
-def test_threads_decode_without_a_warning_and_leave_the_filters(tmp_path):
-    _save_transparent_palette(tmp_path / "a.png")
-    filters, interval, errors = list(warnings.filters), sys.getswitchinterval(), []
-
-    def read():
-        try:
-            for _ in range(30):
-                read_image(tmp_path / "a.png")
-        except UserError as error:
-            errors.append(error)
-
-    sys.setswitchinterval(1e-6)  # threads take turns inside of read_image
-    try:
-        threads = [threading.Thread(target=read) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not errors
-    assert warnings.filters == filters
+    palette.save(tmp_path / "transparent.png", transparency=b"\xff\x80")
+    Image.new("L", (20, 20)).save(tmp_path / "large.png")
+    program = """
+import sys, warnings
+from PIL import Image
+from t2t_vit.data.images import read_image
+Image.MAX_IMAGE_PIXELS = 300
+print(*read_image(sys.argv[1]).getpixel((0, 0)), *read_image(sys.argv[2]).size)
+warnings.warn("another's")
+"""
+    files = [tmp_path / "transparent.png", tmp_path / "large.png"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program, *files],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "200 100 50 20 20\n"
+    assert done.stderr.endswith("UserWarning: another's\n")  # what is no warning of Pillow's is still an error
 
 
 def test_unreadable_images_are_named(tmp_path):
@@ -82,6 +67,14 @@ def test_unreadable_images_are_named(tmp_path):
     ]
     with pytest.raises(UserError, match="upload is not a readable image"), (tmp_path / "text.png").open("rb") as file:
         read_image(file, name="upload")
+
+
+def test_a_full_stop_after_the_reason_is_left_out():
+    def refuse(index):
+        raise OSError("The decoder gave up.")
+
+    with pytest.raises(UnreadableImage, match=r"^a.png is not a readable image: The decoder gave up$"):
+        file_images(refuse, ["a.png"], [0]).load(0)
 
 
 def test_the_error_travels_between_processes():

@@ -1,5 +1,6 @@
 """Batches: the same images whatever the workers, the processes and the restarts; every image once in evaluation."""
 
+import os
 import random
 from functools import partial
 from itertools import chain
@@ -7,24 +8,17 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from timm.data import create_transform
-from timm.data.random_erasing import RandomErasing
 
-from t2t_vit.data import loading
-from t2t_vit.data.images import crop_pixels
+from t2t_vit.data.images import ImageSet, UnreadableImage, crop_pixels
 from t2t_vit.data.loading import (
     Draw,
     DrawnImages,
     EpochBatches,
-    Normalize,
     default_workers,
-    eval_transform,
     evaluation_batches,
     make_loader,
-    train_transform,
 )
-from t2t_vit.data.sources import ImageSet, UnreadableImage
+from t2t_vit.data.transforms import Normalize, eval_transform, train_transform
 from t2t_vit.errors import UserError
 
 CONFIG = {
@@ -197,6 +191,14 @@ def test_a_batch_holds_the_images_it_names():
     assert torch.equal(batches[1].images[1], torch.from_numpy(pixels).permute(2, 0, 1))
 
 
+def test_batches_are_bytes_with_channels_innermost():
+    batch = next(iter(make_loader(*training(), workers=0)))
+    assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (4, 3, 16, 16))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    normalized = Normalize(CONFIG, torch.device("cpu"))(batch.images)
+    assert normalized.is_contiguous()
+
+
 # Unreadable images
 
 
@@ -220,82 +222,6 @@ def test_an_unreadable_image_does_not_change_its_neighbours():
     assert torch.equal(holed.images, whole.images[missing])
 
 
-# Transforms
-
-
-def test_train_transform_takes_timms_settings():
-    crop, transform = train_transform(CONFIG, hflip=0.0, scale=(0.7, 0.9), color_jitter=None)
-    assert len(transform.transforms) == 1  # to a tensor: nothing flips
-    assert (crop.scale, crop.interpolation) == ((0.7, 0.9), ["bilinear", "bicubic"])
-    crop, plain = train_transform(CONFIG, no_aug=True)
-    assert crop is None
-    assert all(torch.equal(plain(load((), 0)), plain(load((), 0))) for _ in range(3))
-
-
-def test_training_images_are_timms_up_to_the_rounding_of_the_resize():
-    """The same random numbers, through timm's own transform; with colours left alone, which would magnify a level."""
-    crop, transform = train_transform(CONFIG, color_jitter=None)
-    timms = create_transform(**{**CONFIG, "interpolation": "random"}, is_training=True, color_jitter=None)
-    normalize = Normalize(CONFIG, torch.device("cpu"))
-    for position in range(20):
-        loading._seed(42, 0, position)
-        expected = timms(load((), 0))
-        sample = DrawnImages(image_set(1), transform, crop=crop)[Draw(0, position, 0)]
-        assert (normalize(sample.image[None])[0] - expected).abs().max() * CONFIG["std"][0] * 255 < 2.01
-
-
-def test_evaluation_images_are_timms_to_the_last_bit():
-    transform, timms = eval_transform(CONFIG), create_transform(**CONFIG)
-    normalize = Normalize(CONFIG, torch.device("cpu"))
-    for index in range(5):
-        image = load((), index)
-        assert torch.equal(normalize(transform(image)[None])[0], timms(image))
-
-
-def test_erasing_is_timms():
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    plain, erasing = (Normalize(CONFIG, torch.device("cpu"), re_prob=prob) for prob in (0.0, 0.5))
-    random.seed(1), torch.manual_seed(1)
-    expected = RandomErasing(0.5, mode="pixel", device="cpu")(plain(images))
-    random.seed(1), torch.manual_seed(1)
-    assert torch.equal(erasing(images), expected)
-    assert 0 < (expected != plain(images)).any(dim=(1, 2, 3)).sum() < 8
-
-
-def test_batches_are_bytes_with_channels_innermost():
-    batch = next(iter(make_loader(*training(), workers=0)))
-    assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (4, 3, 16, 16))
-    assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    normalized = Normalize(CONFIG, torch.device("cpu"))(batch.images)
-    assert normalized.is_contiguous()
-
-
-def test_timms_refusal_is_the_users_mistake():
-    with pytest.raises(UserError, match=r"timm refuses these augmentation settings: .*'foo'.* Unknown AA policy foo"):
-        train_transform(CONFIG, auto_augment="foo")
-
-
-def test_one_channel():
-    grey = {**CONFIG, "input_size": (1, 16, 16)}
-    assert eval_transform(grey)(load((), 0)).shape == (1, 16, 16)
-    crop, transform = train_transform(grey, **AUGMENTATION)
-    images = DrawnImages(image_set(1), transform, crop=crop)
-    samples = images.__getitems__([Draw(0, position, 0) for position in range(40)])  # enough for each of its operations
-    assert all(sample.image.shape == (1, 16, 16) for sample in samples)
-
-
-def test_one_channel_is_normalised_by_the_mean_statistics():
-    config = {**CONFIG, "input_size": (1, 16, 16), "mean": (0.1, 0.2, 0.6), "std": (0.1, 0.3, 0.5)}
-    white = eval_transform(config)(Image.new("RGB", (16, 16), (255, 255, 255)))
-    normalized = Normalize(config, torch.device("cpu"))(white[None])
-    torch.testing.assert_close(normalized, torch.full((1, 1, 16, 16), (1 - 0.3) / 0.3))
-
-
-def test_other_channel_counts_are_refused():
-    with pytest.raises(UserError, match="Images have 3 channels, or 1 in grey, got in_chans=4"):
-        eval_transform({**CONFIG, "input_size": (4, 16, 16)})
-
-
 # Workers
 
 
@@ -303,7 +229,7 @@ def test_other_channel_counts_are_refused():
     ("cores", "processes", "workers"), [(1, None, 0), (2, None, 2), (64, None, 8), (64, 16, 4), (8, 8, 0)]
 )
 def test_default_workers(monkeypatch, cores, processes, workers):
-    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if processes:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))

@@ -10,7 +10,6 @@ import torch
 from t2t_vit.data.images import UnreadableImage
 from t2t_vit.data.loading import Draw, DrawnImages, make_loader
 from t2t_vit.data.sources import open_evaluation, open_source
-from t2t_vit.data.tars import TarTree
 
 
 def pack(path, *entries, mode="w"):
@@ -91,11 +90,14 @@ def test_hard_links_are_files_and_symbolic_links_are_refused(tmp_path, class_fol
     assert refusal(tar) == f"{tar}: a/dog/2.png is a link to a file. Pack it again with tar --dereference."
 
 
-def test_listing(tmp_path, pets):
-    tree = TarTree(pack(tmp_path / "a.tar", (pets / "train" / "cat", "x/cat"), (pets / "README", "x/cat0")))
-    assert tree.top == "x"
-    assert tree.children("x") == (("cat",), ("cat0",))
-    assert tree.files("x/cat") == ["0.png", "1.png", "2.png", "deep/a.JPEG"]  # cat0 is beside it, not below
+def test_a_folder_ends_where_its_name_does(tmp_path, pets):
+    """A class takes the files below its folder, not those beside it whose names begin alike."""
+    beside = [(pets / "train" / "dog", f"x/{name}") for name in ("cat0", "cat-")]
+    source = open_source(str(pack(tmp_path / "a.tar", (pets / "train" / "cat", "x/cat"), *beside)), val_fraction=0.25)
+    assert source.class_names == ("cat", "cat-", "cat0")
+    assert sorted(name for name in source.train.names + source.val.names if name.startswith("cat/")) == [
+        f"cat/{file}" for file in ("0.png", "1.png", "2.png", "deep/a.JPEG")
+    ]
 
 
 def test_workers_and_this_process_read_side_by_side(tmp_path, pets):

@@ -15,11 +15,11 @@ from t2t_vit.errors import UserError
 from t2t_vit.experiments import compare as module
 from t2t_vit.experiments.compare import choose_images, compare, train_config
 from t2t_vit.experiments.config import CompareConfig
-from t2t_vit.inference.evaluate import data_config_of
 from t2t_vit.insight.complexity import describe
+from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.training.checkpointer import model_section
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.loop import TrainResult
+from t2t_vit.training.train import TrainResult
 
 MODELS = ("t2t_vit_7_32px", "t2t_vit_7_no_t2t")
 
@@ -57,7 +57,7 @@ def trained(monkeypatch):
         metrics = [{"epoch": 0, "val_top1": 10.0}, {"epoch": 1, "val_top1": 20.0, "ema_top1": best}]
         return TrainResult(output=output, metrics=metrics, best_top1=best, seconds=12.5)
 
-    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "run_training", train)
     return configs
 
 

@@ -1,20 +1,25 @@
+import json
 import re
 import shutil
 
 import pytest
 import torch
 
+import t2t_vit
+from t2t_vit.cli import main
+from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
 from t2t_vit.inference.config import EvalConfig
-from t2t_vit.inference.evaluate import evaluate, evaluate_command, evaluation_loader
+from t2t_vit.inference.evaluate import evaluate_command, measure_accuracy
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import find_machine
-from t2t_vit.training.loop import train
+from t2t_vit.training.train import run_training
 
 
 @pytest.fixture
 def trained(tiny_config):
-    return train(tiny_config(epochs=1))
+    return run_training(tiny_config(epochs=1))
 
 
 def run_eval(data, checkpoint, capsys, **changes):
@@ -60,20 +65,37 @@ def test_another_class_count_and_other_names_are_refused(trained, picture_folder
         run_eval(renamed, trained.output / "best.pt", capsys)
 
 
-def test_every_image_counts_once_and_the_mode_is_restored(trained, picture_folder):
-    from t2t_vit.data.sources import open_source
-    from t2t_vit.models.weights import build_model
+def test_from_python_silently(trained, picture_folder, capsys):
+    capsys.readouterr()
+    found = t2t_vit.evaluate(str(picture_folder), checkpoint=str(trained.output / "best.pt"), workers=0)
+    assert capsys.readouterr().out == ""
+    assert found.top1 == pytest.approx(trained.best_top1)
+    expected = {"top1": found.top1, "top5": 100.0, "loss": found.loss, "num_images": 8, "num_unreadable": 0}
+    assert found.metrics == expected
 
-    model, checkpoint = build_model(trained.output / "best.pt")
-    machine = find_machine("cpu")
+
+def test_as_json(trained, picture_folder, capsys):
+    capsys.readouterr()
+    words = ["eval", str(picture_folder), "--checkpoint", str(trained.output / "best.pt"), "-j", "0", "--json"]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    found = t2t_vit.evaluate(str(picture_folder), checkpoint=str(trained.output / "best.pt"), workers=0)
+    assert json.loads(printed.out) == found.metrics
+    assert "Loaded " in printed.err
+
+
+def test_every_image_counts_once_and_the_mode_is_restored(trained, picture_folder):
+    predictor = Predictor(trained.output / "best.pt", device="cpu")
+    predictor.network.train()
     val = open_source(str(picture_folder)).val
-    model.train()
     for batch_size in (3, 8):
-        loader = evaluation_loader(val, checkpoint.data_config, batch_size=batch_size, machine=machine, workers=0)
-        found = evaluate(model, loader, machine, Display())
+        loader = evaluation_loader(
+            val, predictor.data_config, batch_size=batch_size, machine=predictor.machine, workers=0
+        )
+        found = measure_accuracy(predictor, loader, Display())
         assert found.num_images == 8
-        assert found.top1_percent == pytest.approx(trained.best_top1)
-    assert model.training
+        assert found.top1 == pytest.approx(trained.best_top1)
+    assert predictor.network.training
 
 
 def test_float16_is_taken_when_asked():

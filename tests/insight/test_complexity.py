@@ -116,20 +116,6 @@ def test_each_models_own_size_unless_told():
     assert describe("resnet18", 64).macs < describe("resnet18").macs / 10
 
 
-@pytest.mark.parametrize(
-    ("name", "advice"),
-    [
-        ("t2t_vit_13", "Unknown model 't2t_vit_13'. Did you mean t2t_vit_"),
-        ("resnet51", "Unknown model 'resnet51'. Did you mean resnet"),
-        ("resnet50.imagenet", "Unknown weights 'resnet50.imagenet'. Did you mean resnet50."),
-    ],
-)
-def test_unknown_names(name, advice):
-    with pytest.raises(UserError) as caught:
-        describe(name)
-    assert str(caught.value).startswith(advice)
-
-
 def test_a_size_that_a_model_cannot_take():
     with pytest.raises(UserError, match=r"levit_128 cannot take images of 20 x 36 pixels"):
         describe("levit_128", (20, 36))

@@ -9,8 +9,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from t2t_vit.models.variants import VARIANTS
-from t2t_vit.models.weights import build_model
+from t2t_vit.models.factory import load_model
+from t2t_vit.models.names import VARIANTS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 OFFICIAL_KEYS = json.loads((GOLDEN / "official_keys.json").read_text())
@@ -88,7 +88,7 @@ def test_an_mmpretrain_file_gives_the_official_numbers(tmp_path, golden, fill, g
     assert {key: list(value.shape) for key, value in renamed.items()} == shapes
     torch.save({"state_dict": renamed, "meta": {}}, tmp_path / "mmpretrain.pth")
 
-    model, checkpoint = build_model(tmp_path / "mmpretrain.pth", model="t2t_vit_t_14")
+    model, checkpoint = load_model(tmp_path / "mmpretrain.pth", model="t2t_vit_t_14")
     assert checkpoint.kind == "mmpretrain checkpoint"
     with torch.no_grad():
         logits = model.eval()(golden_images(224))

@@ -6,8 +6,8 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from t2t_vit.errors import UserError
+from t2t_vit.models.names import VARIANTS
 from t2t_vit.models.t2t_vit import T2TViT
-from t2t_vit.models.variants import VARIANTS
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "token_dim": 8, "num_classes": 5}
 

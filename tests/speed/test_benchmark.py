@@ -122,13 +122,8 @@ def test_what_is_measured_is_kept_when_the_rest_is_stopped(tmp_path, monkeypatch
     ("changes", "told"),
     [
         ({"models": ("t2t_vit_13",)}, r"Unknown model 't2t_vit_13'\. Did you mean t2t_vit_"),
-        ({"batch_size": (8, 0)}, r"--batch-size must be more than 0, got 0\."),
-        ({"seconds": -1.0}, r"--seconds must be more than 0, got -1\.0\."),
-        ({"plot": "speed.pdf"}, r"--plot writes \.png or \.svg, got speed\.pdf\."),
-        ({"csv": "missing/speed.csv"}, r"Cannot write missing/speed\.csv: name a file in a folder that is there\."),
         ({"baseline": "t2t_vit_77"}, r"Unknown model 't2t_vit_77'\. Did you mean t2t_vit_7"),
         ({"baseline": "resnet34"}, r"Unknown baseline 'resnet34'\. Did you mean resnet18\? It must be one of"),
-        ({"rounds": 0, "threads": 0}, r"--threads must be .* --rounds must be "),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(changes, told, monkeypatch):

@@ -8,8 +8,8 @@ from t2t_vit.errors import UserError
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
 from t2t_vit.training.checkpointer import model_section
-from t2t_vit.training.loop import train
 from t2t_vit.training.recipes import RECIPES
+from t2t_vit.training.train import run_training
 
 CLASSES = ("lying", "upright")
 
@@ -74,7 +74,7 @@ def test_a_frozen_backbone_does_not_move(tiny_config):
     config = tiny_config(freeze_backbone=True, epochs=1, lr=0.1, model_ema=False)
     torch.manual_seed(config.seed)  # as the run does before it builds the network
     before = network(config).state_dict()
-    state = torch.load(train(config).output / "last.pt", weights_only=True)["state_dict"]
+    state = torch.load(run_training(config).output / "last.pt", weights_only=True)["state_dict"]
     moved = {key for key in state if not torch.equal(state[key], before[key])}
     assert moved <= {"head.weight", "head.bias"}
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_class_count_starts_the_run(tiny_config, tmp_pat
     donor = timm.create_model("t2t_vit_7", img_size=32, num_classes=7)
     torch.save(donor.state_dict(), tmp_path / "donor.pth")
     config = tiny_config(checkpoint=str(tmp_path / "donor.pth"), epochs=1, lr=1e-9, min_lr=0.0, model_ema=False)
-    state = torch.load(train(config).output / "last.pt", weights_only=True)["state_dict"]
+    state = torch.load(run_training(config).output / "last.pt", weights_only=True)["state_dict"]
     torch.testing.assert_close(state["blocks.3.mlp.fc1.weight"], donor.state_dict()["blocks.3.mlp.fc1.weight"])
     assert "head: rebuilt for 2 classes, the file has 7" in capsys.readouterr().out
 
@@ -112,7 +112,7 @@ def test_a_student_follows_its_teacher(tiny_config, tmp_path):
         teacher.head.bias.copy_(torch.tensor([0.0, 3.0]))
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
     settings = {"teacher": "t2t_vit_7", "teacher_checkpoint": str(tmp_path / "teacher.pth"), "distill_alpha": 1.0}
-    result = train(tiny_config(**settings, epochs=6, lr=1e-3, model_ema=False))
+    result = run_training(tiny_config(**settings, epochs=6, lr=1e-3, model_ema=False))
     assert result.metrics[-1]["val_top1"] == 50.0  # always the second class
     assert result.metrics[-1]["train_loss"] < 0.1 * result.metrics[0]["train_loss"]
 
@@ -168,7 +168,7 @@ def test_accumulation_changes_nothing_but_rounding(tiny_config, tmp_path):
     }
     states = [
         torch.load(
-            train(tiny_config(**settings, grad_accum_steps=steps, output=str(tmp_path / str(steps)))).output
+            run_training(tiny_config(**settings, grad_accum_steps=steps, output=str(tmp_path / str(steps)))).output
             / "last.pt",
             weights_only=True,
         )["state_dict"]
@@ -180,7 +180,7 @@ def test_accumulation_changes_nothing_but_rounding(tiny_config, tmp_path):
 
 def test_channels_last_and_checkpointed_training_runs(tiny_config):
     changes = {"channels_last": True, "grad_checkpointing": True, "epochs": 1}
-    assert len(train(tiny_config(**changes)).metrics) == 1
+    assert len(run_training(tiny_config(**changes)).metrics) == 1
 
 
 def test_mixup_only_where_it_is_wanted(tiny_config):

@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import torch
 
-from t2t_vit.training.loop import Run, train
+from t2t_vit.training.setup import setup
+from t2t_vit.training.train import run_training
 
 
 def test_the_loss_of_an_odd_last_image_that_cannot_be_mixed_is_no_loss_of_weight(tiny_config, picture_folder, tmp_path):
@@ -15,7 +16,7 @@ def test_the_loss_of_an_odd_last_image_that_cannot_be_mixed_is_no_loss_of_weight
             (tmp_path / "few" / part / label).mkdir(parents=True)
             for i in range(count):
                 shutil.copy(picture_folder / "train" / label / f"{i}.png", tmp_path / "few" / part / label)
-    run = Run(tiny_config(data=str(tmp_path / "few"), mixup=0.8, grad_accum_steps=2))
+    run = setup(tiny_config(data=str(tmp_path / "few"), mixup=0.8, grad_accum_steps=2))
     batch = next(iter(run.train_loader))
     parts = [(len(images), share) for images, _, share, _ in run.learner._parts(batch)]
     assert parts == [(3, 0.5), (3, 0.5)]
@@ -31,18 +32,18 @@ def test_gradients_are_clipped(tiny_config, monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    train(tiny_config(clip_grad=0.01, epochs=1))
+    run_training(tiny_config(clip_grad=0.01, epochs=1))
     assert norms
     assert np.max(norms) <= 0.0101
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_scale_of_the_loss(tiny_config):
-    run = Run(tiny_config(amp=True, amp_dtype="float16"))
+    run = setup(tiny_config(amp=True, amp_dtype="float16"))
     learner, batch = run.learner, next(iter(run.train_loader))
     torch.nn.init.constant_(run.model.head.bias, float("inf"))
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     scale = learner.scaler.get_scale()
-    learner.begin_epoch(0)
+    learner.prepare(0)
     assert not learner.learn(batch, 0).updated
     assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
     assert learner.scaler.get_scale() == scale / 2

@@ -18,12 +18,16 @@ from t2t_vit.cli import main
 from t2t_vit.data.loading import EpochBatches
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
-from t2t_vit.inference.evaluate import evaluate, evaluation_loader
+from t2t_vit.inference.evaluate import measure_accuracy
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.loop import Run, train
+from t2t_vit.training.learner import Learner
+from t2t_vit.training.loop import fit
+from t2t_vit.training.setup import setup
+from t2t_vit.training.train import run_training
 
 SETTINGS = {
     "model": "t2t_vit_7", "img_size": 32, "epochs": 2, "warmup_epochs": 0, "batch_size": 8, "device": "cpu",
@@ -82,15 +86,15 @@ def in_two_processes(folder, jobs):
 
 def signal_itself_before_step(monkeypatch, number, step):
     """Before its n-th step, counted from 0, the process gets the signal."""
-    original, steps = Run._step, [0]
+    original, steps = Learner.learn, [0]
 
-    def take_step(self, batch):
+    def take_step(self, *args):
         if steps[0] == step:
             os.kill(os.getpid(), number)
         steps[0] += 1
-        original(self, batch)
+        return original(self, *args)
 
-    monkeypatch.setattr(Run, "_step", take_step)
+    monkeypatch.setattr(Learner, "learn", take_step)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +120,13 @@ def evaluate_some(folder):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     images, machine = open_source(str(folder)).val, find_machine("cpu", amp=False)
     data_config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+    predictor = Predictor(model, machine=machine, data_config=data_config, class_names="ab")
     found = []
     for count in EVALUATED:
         part = images.subset(range(count))
         loader = evaluation_loader(part, data_config, batch_size=3, machine=machine, workers=0)
-        accuracy = evaluate(model, loader, machine, Display(silent=True))
-        found.append([accuracy.num_images, accuracy.loss, accuracy.top1_percent])
+        accuracy = measure_accuracy(predictor, loader, Display(silent=True))
+        found.append([accuracy.num_images, accuracy.loss, accuracy.top1])
     return found
 
 
@@ -130,19 +135,19 @@ def two(broken_folder, picture_folder, work):
     """What two processes found and said, all in one start."""
 
     def curve(rank):  # were the second process to write anything, it would lie in a folder of its own
-        return train(config_of(broken_folder, work / f"curve-{rank}", **NO_DROPOUT)).metrics
+        return run_training(config_of(broken_folder, work / f"curve-{rank}", **NO_DROPOUT)).metrics
 
     def stopped(rank):
         with pytest.MonkeyPatch.context() as patch:
             if rank == 1:
                 signal_itself_before_step(patch, signal.SIGTERM, step=4)
-            return train(config_of(picture_folder, work / "stopped", **EVERYTHING)).interrupted
+            return run_training(config_of(picture_folder, work / "stopped", **EVERYTHING)).interrupted
 
     def full_disk(rank):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "save", lambda contents, file: (_ for _ in ()).throw(OSError(28, "No space left")))
             try:
-                train(config_of(picture_folder, work / "full", epochs=1))
+                run_training(config_of(picture_folder, work / "full", epochs=1))
             except UserError as error:
                 return str(error)
 
@@ -155,8 +160,8 @@ def two(broken_folder, picture_folder, work):
 
     def batch_norm(rank):
         config = config_of(picture_folder, work / "batch-norm", model="test_resnet", epochs=1)
-        run = Run(config)
-        run.train()
+        run = setup(config)
+        fit(run)
         return [value.double().sum().item() for name, value in run.model.named_buffers() if "running" in name]
 
     def measured(rank):
@@ -166,10 +171,10 @@ def two(broken_folder, picture_folder, work):
     jobs = {
         "curve": curve,
         "evaluations": lambda rank: evaluate_some(picture_folder),
-        "whole": lambda rank: train(config_of(picture_folder, work / "whole", **EVERYTHING)).interrupted,
+        "whole": lambda rank: run_training(config_of(picture_folder, work / "whole", **EVERYTHING)).interrupted,
         "stopped": stopped,
         "resumed": lambda rank: (
-            train(config_of(picture_folder, work / "stopped", **EVERYTHING, resume=True, workers=1)).interrupted
+            run_training(config_of(picture_folder, work / "stopped", **EVERYTHING, resume=True, workers=1)).interrupted
         ),
         "full disk": full_disk,
         "eval": measured,
@@ -181,7 +186,7 @@ def two(broken_folder, picture_folder, work):
 
 def test_the_loss_curve_is_that_of_one_process(two, broken_folder, work):
     """Without dropout; with accumulation, and with images missing in one process, once all it had of a batch."""
-    one = train(config_of(broken_folder, work / "curve-of-one", **NO_DROPOUT))
+    one = run_training(config_of(broken_folder, work / "curve-of-one", **NO_DROPOUT))
     for metrics in (found["curve"] for found in two["found"]):
         for row, expected in zip(metrics, one.metrics, strict=True):
             for key in ("lr", "train_loss", "val_loss", "val_top1", "ema_top1"):
@@ -265,7 +270,7 @@ def test_a_killed_process_is_restarted_and_training_goes_on(two, picture_folder,
         with (work / f"killed-{os.environ['RANK']}").open("a") as said, contextlib.redirect_stdout(said):
             if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
                 signal_itself_before_step(pytest.MonkeyPatch(), signal.SIGKILL, step=5)
-            train(config_of(picture_folder, work / "killed", **EVERYTHING, resume=True))
+            run_training(config_of(picture_folder, work / "killed", **EVERYTHING, resume=True))
 
     def agent(_):
         launch = LaunchConfig(

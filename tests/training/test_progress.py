@@ -15,7 +15,8 @@ from t2t_vit.errors import UserError
 from t2t_vit.training import checkpointer, loop
 from t2t_vit.training.checkpointer import Checkpointer, read_training_state, write_checkpoint
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.loop import Run, train
+from t2t_vit.training.learner import Learner
+from t2t_vit.training.train import run_training
 
 EVERYTHING = {
     "mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "drop": 0.1, "drop_path": 0.2,
@@ -62,15 +63,15 @@ def assert_equal_runs(one, other):
 
 def kill_after_step(monkeypatch, step):
     steps = [0]
-    original = Run._step
+    original = Learner.learn
 
-    def stop(self, batch):
+    def stop(self, batch, number):
         if steps[0] == step:
             raise Killed
         steps[0] += 1
-        original(self, batch)
+        return original(self, batch, number)
 
-    monkeypatch.setattr(Run, "_step", stop)
+    monkeypatch.setattr(Learner, "learn", stop)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -78,32 +79,32 @@ def kill_after_step(monkeypatch, step):
 def test_killed_after_a_step(name, step, tiny_config, tmp_path, monkeypatch):
     """3 steps an epoch, a checkpoint after every second: kills fall on and between checkpoints and epochs."""
     settings = {**SETTINGS[name], "checkpoint_every": 2, "workers": 0}
-    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    whole = run_training(tiny_config(**settings, output=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
         kill_after_step(patch, step)
         with pytest.raises(Killed):
-            train(tiny_config(**settings))
-    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
+            run_training(tiny_config(**settings))
+    assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True)))
 
 
 def test_killed_many_times_with_changing_workers_and_caches(tiny_config, tmp_path, monkeypatch):
     settings = {**EVERYTHING, "checkpoint_every": 1}
-    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    whole = run_training(tiny_config(**settings, output=str(tmp_path / "whole")))
     for workers in (0, 1, 2):
         with monkeypatch.context() as patch:
             kill_after_step(patch, 1)
             with pytest.raises(Killed):
-                train(tiny_config(**settings, resume=True, workers=workers, cache=workers == 1))
-    assert_equal_runs(whole, train(tiny_config(**settings, resume=True, workers=1)))
+                run_training(tiny_config(**settings, resume=True, workers=workers, cache=workers == 1))
+    assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True, workers=1)))
 
 
 def test_killed_between_the_checkpoint_and_what_follows_from_it(tiny_config, tmp_path, monkeypatch):
-    whole = train(tiny_config(output=str(tmp_path / "whole"), checkpoint_hist=2))
+    whole = run_training(tiny_config(output=str(tmp_path / "whole"), checkpoint_hist=2))
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "_file_epoch", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            train(tiny_config(checkpoint_hist=2))
-    resumed = train(tiny_config(checkpoint_hist=2, resume=True))
+            run_training(tiny_config(checkpoint_hist=2))
+    resumed = run_training(tiny_config(checkpoint_hist=2, resume=True))
     assert_equal_runs(whole, resumed)
     for name in ("best.pt", "epoch-0001.pt", "epoch-0002.pt"):
         ours, theirs = (read_training_state(run.output / name)["state_dict"] for run in (resumed, whole))
@@ -115,21 +116,21 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tiny_config, tmp
     start = tmp_path / "start.pt"
     torch.save(timm.create_model("t2t_vit_7", img_size=32, num_classes=2).state_dict(), start)
     settings = {"checkpoint": str(start)}
-    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    whole = run_training(tiny_config(**settings, output=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
         kill_after_step(patch, 4)
         with pytest.raises(Killed):
-            train(tiny_config(**settings))
+            run_training(tiny_config(**settings))
     start.unlink()
-    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
+    assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["step", "validation"])
 def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkeypatch, capsys):
-    whole = train(tiny_config(output=str(tmp_path / "whole")))
+    whole = run_training(tiny_config(output=str(tmp_path / "whole")))
     before = signal.getsignal(number)
-    target, name = (Run, "_step") if moment == "step" else (loop, "evaluate")
+    target, name = (Learner, "learn") if moment == "step" else (loop, "measure_accuracy")
     original, calls = getattr(target, name), [0]
 
     def send(*args, **kwargs):
@@ -141,50 +142,50 @@ def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(target, name, send)
-        stopped = train(tiny_config())
+        stopped = run_training(tiny_config())
     assert stopped.interrupted == 128 + number
     assert "Stopped and saved; --resume" in capsys.readouterr().out
     assert signal.getsignal(number) is before
-    assert read_training_state(stopped.output / "last.pt")["progress"]["batch"] == (2 if moment == "step" else 3)
-    assert_equal_runs(whole, train(tiny_config(resume=True)))
+    assert read_training_state(stopped.output / "last.pt")["progress"]["step"] == (2 if moment == "step" else 3)
+    assert_equal_runs(whole, run_training(tiny_config(resume=True)))
 
 
 def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_path, monkeypatch):
     """8 images to validate on, 2 at a time: the signal comes with the first, when the epoch's steps are saved."""
     settings = {"batch_size": 2, "epochs": 1}
-    whole = train(tiny_config(**settings, output=str(tmp_path / "whole")))
+    whole = run_training(tiny_config(**settings, output=str(tmp_path / "whole")))
     last = Path(tiny_config().output) / "last.pt"
     original, seen = DrawnImages._sample, []
 
     def send(self, draw):
         if self.images.names[draw.image_index].startswith("val/"):
             if not seen:
-                assert read_training_state(last)["progress"]["batch"] == 12
+                assert read_training_state(last)["progress"]["step"] == 12
                 os.kill(os.getpid(), signal.SIGTERM)
             seen.append(draw)
         return original(self, draw)
 
     with monkeypatch.context() as patch:
         patch.setattr(DrawnImages, "_sample", send)
-        assert train(tiny_config(**settings)).interrupted == 143
+        assert run_training(tiny_config(**settings)).interrupted == 143
     assert len(seen) == 2
-    assert_equal_runs(whole, train(tiny_config(**settings, resume=True)))
+    assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True)))
 
 
 def test_a_second_ctrl_c_leaves_at_once(tiny_config, monkeypatch):
-    def send(self, batch):
+    def send(self, batch, step):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(Run, "_step", send)
+    monkeypatch.setattr(Learner, "learn", send)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_config())
+        run_training(tiny_config())
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_last_checkpoints_are_kept(tiny_config):
-    result = train(tiny_config(epochs=4, checkpoint_hist=2))
+    result = run_training(tiny_config(epochs=4, checkpoint_hist=2))
     assert sorted(path.name for path in result.output.glob("*.pt")) == [
         "best.pt", "epoch-0003.pt", "epoch-0004.pt", "last.pt",
     ]  # fmt: skip
@@ -201,7 +202,7 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
         save(contents, file)
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
-    result = train(tiny_config(epochs=3))
+    result = run_training(tiny_config(epochs=3))
     output = capsys.readouterr().out
     assert "last.pt could not be written: No space left on device. What was there before stands." in output
     assert len(result.metrics) == 3
@@ -209,22 +210,22 @@ def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config,
     calls[0] = 3
     with pytest.raises(UserError, match="No space left"):
         write_checkpoint(result.output / "last.pt", {})
-    assert read_training_state(result.output / "last.pt")["progress"]["epoch"] == 3
+    assert read_training_state(result.output / "last.pt")["progress"]["step"] == 9
 
 
 def test_the_best_epoch_is_the_best_of_those_that_were_saved(tiny_config, monkeypatch):
     """The second of three epochs is the best, and its weights are lost; its metrics are not."""
     top1 = iter([50.0, 90.0, 60.0])
-    evaluate = loop.evaluate
+    measure = loop.measure_accuracy
 
     def write(path, contents):
         if len(contents["progress"]["metrics"]) == 2:
             raise UserError("no room")
         write_checkpoint(path, contents)
 
-    monkeypatch.setattr(loop, "evaluate", lambda *args, **kwargs: replace(evaluate(*args), top1_percent=next(top1)))
+    monkeypatch.setattr(loop, "measure_accuracy", lambda *args, **kwargs: replace(measure(*args), top1=next(top1)))
     monkeypatch.setattr(checkpointer, "write_checkpoint", write)
-    result = train(tiny_config(epochs=3, model_ema=False))
+    result = run_training(tiny_config(epochs=3, model_ema=False))
     assert result.best_top1 == 60.0
     assert read_training_state(result.output / "best.pt")["epoch"] == 2
     assert read_training_state(result.output / "last.pt")["progress"]["unsaved"] == [1]
@@ -235,7 +236,7 @@ def test_metrics_are_written_though_the_checkpoint_is_not(tiny_config, monkeypat
     monkeypatch.setattr(checkpointer, "write_checkpoint", lambda *args: (_ for _ in ()).throw(UserError("no room")))
     config = tiny_config(epochs=1)
     with pytest.raises(UserError, match="no room"):
-        train(config)
+        run_training(config)
     assert Path(config.output, "metrics.jsonl").read_text().count("\n") == 1
 
 
@@ -257,31 +258,31 @@ def test_a_table_that_cannot_be_written_is_a_mistake_of_the_users(name, tiny_con
     config = tiny_config(epochs=1)
     (Path(config.output) / f"{name}.tmp").mkdir(parents=True)
     with pytest.raises(UserError, match=f"{name} could not be written: Is a directory"):
-        train(config)
+        run_training(config)
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_fails(tiny_config, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda contents, file: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match="No space left"):
-        train(tiny_config(epochs=1))
+        run_training(tiny_config(epochs=1))
 
 
 def test_a_damaged_checkpoint_is_told(tiny_config):
-    result = train(tiny_config(epochs=1))
+    result = run_training(tiny_config(epochs=1))
     last = result.output / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"last.pt is damaged and cannot be continued from"):
-        train(tiny_config(epochs=1, resume=True))
+        run_training(tiny_config(epochs=1, resume=True))
     torch.save({"state_dict": {}}, last)
     with pytest.raises(UserError, match=r"last.pt is no checkpoint that a run left"):
-        train(tiny_config(epochs=1, resume=True))
+        run_training(tiny_config(epochs=1, resume=True))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("epochs: [3", "config.yaml is no YAML file"),
-        ("old_setting: 3\nepochs: many", "Unknown key of .*config.yaml: 'old_setting'.*expected a whole number"),
+        ("old_setting: 3\nepochs: many", "Unknown setting old_setting in .*config.yaml.*expected a whole number"),
         ("- epochs", "must hold lines such as"),
     ],
 )
@@ -294,7 +295,7 @@ def test_damaged_settings_of_a_run_are_told(content, message, tiny_config):
 
 
 def test_a_run_goes_on_with_fewer_processes_and_says_what_that_changes(tiny_config, capsys):
-    last = train(tiny_config(epochs=1)).output / "last.pt"
+    last = run_training(tiny_config(epochs=1)).output / "last.pt"
     write_checkpoint(last, read_training_state(last) | {"processes": 2})
-    assert train(tiny_config(epochs=1, resume=True)).metrics
+    assert run_training(tiny_config(epochs=1, resume=True)).metrics
     assert "the run had 2 processes, and goes on with 1. It draws the same images" in capsys.readouterr().out

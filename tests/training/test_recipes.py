@@ -3,7 +3,7 @@ import yaml
 
 from t2t_vit.cli import main
 from t2t_vit.errors import UserError
-from t2t_vit.options import parse
+from t2t_vit.flags import parse
 from t2t_vit.training.config import TrainConfig, TransferConfig
 from t2t_vit.training.recipes import RECIPES
 
@@ -81,7 +81,7 @@ def test_the_data_chooses_the_recipe():
     assert settings("digits").recipe == "digits"
     assert settings("digits").hflip == 0.0
     assert settings("pets").recipe == "small"
-    with pytest.raises(UserError, match=r"Unknown recipe 'imagnet'. Did you mean imagenet"):
+    with pytest.raises(UserError, match=r"Unknown value of --recipe: 'imagnet'. Did you mean imagenet"):
         settings("pets", "--recipe", "imagnet")
 
 
@@ -104,7 +104,7 @@ def test_what_would_not_run_is_not_shown(capsys):
     assert main(["train", "folder", "--model", "t2t_vit_13", "--show"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert "--hflip must be from 0 to 1, got 2.0" in output.err
+    assert "--hflip must be at least 0 and at most 1, got 2.0" in output.err
 
 
 @pytest.mark.parametrize("name", RECIPES)

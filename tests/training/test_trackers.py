@@ -10,10 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed import run as torchrun
 
 from t2t_vit.errors import UserError
-from t2t_vit.options import parse
+from t2t_vit.flags import parse
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.loop import Run, train
+from t2t_vit.training.learner import Learner
 from t2t_vit.training.trackers import KEPT_IDS, TRACKERS, open_trackers
+from t2t_vit.training.train import run_training
 
 SETTINGS = {"lr": 0.1, "model": "t2t_vit_7"}
 
@@ -212,20 +213,20 @@ def test_torchrun_leaves_the_flag_alone():
 
 
 def test_a_run_that_stops_and_goes_on_is_one_run_to_its_trackers(tiny_config, wandb, mlflow, monkeypatch):
-    step, steps = Run._step, [0]
+    learn, steps = Learner.learn, [0]
 
-    def die_in_the_second_epoch(self, batch):
+    def die_in_the_second_epoch(self, batch, step):
         steps[0] += 1
         if steps[0] == 5:
             raise RuntimeError("dead")
-        step(self, batch)
+        return learn(self, batch, step)
 
     settings = {"epochs": 3, "log_to": ("tensorboard", "wandb", "mlflow")}
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_step", die_in_the_second_epoch)
+        patch.setattr(Learner, "learn", die_in_the_second_epoch)
         with pytest.raises(RuntimeError, match="dead"):
-            train(tiny_config(**settings))
-    result = train(tiny_config(**settings, resume=True))
+            run_training(tiny_config(**settings))
+    result = run_training(tiny_config(**settings, resume=True))
     rows = [(row["epoch"], {key: row[key] for key in row if key != "epoch"}) for row in result.metrics]
     assert wandb.logged == rows
     assert mlflow.logged == rows
@@ -237,14 +238,14 @@ def test_a_run_that_stops_and_goes_on_is_one_run_to_its_trackers(tiny_config, wa
 
 def test_a_missing_package_ends_a_run_before_its_first_step(tiny_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(Run, "_step", lambda self, batch: pytest.fail("a step was taken"))
+    monkeypatch.setattr(Learner, "learn", lambda *args: pytest.fail("a step was taken"))
     with pytest.raises(UserError, match=r"--log-to wandb: not installed here"):
-        train(tiny_config(log_to=("wandb",)))
+        run_training(tiny_config(log_to=("wandb",)))
 
 
 def test_a_tracker_that_fails_costs_no_epoch(tiny_config, wandb, monkeypatch, capsys):
     monkeypatch.setattr(
         wandb, "init", lambda **arguments: SimpleNamespace(id="x", log=None, finish=lambda exit_code: None)
     )
-    assert len(train(tiny_config(log_to=("wandb",))).metrics) == 2
+    assert len(run_training(tiny_config(log_to=("wandb",))).metrics) == 2
     assert capsys.readouterr().out.count("warning: wandb failed, the run goes on") == 2

@@ -5,20 +5,14 @@ finds the labels of training images that it has not seen, it must find those of 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
-from sklearn.linear_model import RidgeClassifier
-from sklearn.model_selection import cross_val_predict
 
 NUM_FOLDS = 4
 MIN_VAL = 10
 # Standard errors. A false alarm needs val to fall this far below held-out training images by chance.
 CLEARLY, BARELY = 4.0, 2.5
-
-Verdict = Literal["agree", "unrelated", "permuted", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -29,16 +23,23 @@ class Agreement:
         train_percent: of training images that it was not fitted on.
         val_percent: of validation images.
         chance_percent: of validation images, were its answers dealt out at random.
-        verdict: "unrelated" and "permuted" are a reason to look at the data; "unclear" is when the classifier is no
-            better than guessing, or there are too few images, so that nothing is known.
+        verdict: "agree"; "unrelated" or "permuted", which are a reason to look at the data; or "unclear", where the
+            classifier is no better than guessing, or there are too few images, so that nothing is known.
         renamed: where permuted, labels of validation images, each with the training label that they look like.
     """
 
     train_percent: float
     val_percent: float
     chance_percent: float
-    verdict: Verdict
+    verdict: str
     renamed: tuple[tuple[int, int], ...] = ()
+
+    def __str__(self) -> str:
+        unclear = ", too near to tell" if self.verdict == "unclear" else ""
+        return (
+            f"a linear classifier of tiny copies finds {self.train_percent:.0f} % of held-out training images, "
+            f"{self.val_percent:.0f} % of validation images; guessing finds {self.chance_percent:.0f} %{unclear}"
+        )
 
 
 def tiny_copy(image: Image.Image) -> np.ndarray:
@@ -61,6 +62,9 @@ def check_agreement(
     Returns:
         The comparison over the classes with images enough; None where that is not two of them.
     """
+    from sklearn.linear_model import RidgeClassifier  # here, because they take a second to import
+    from sklearn.model_selection import cross_val_predict
+
     train_counts, val_counts = np.bincount(train_labels), np.bincount(val_labels)
     classes = np.intersect1d(np.flatnonzero(train_counts >= NUM_FOLDS), np.flatnonzero(val_counts))
     in_train, in_val = np.isin(train_labels, classes), np.isin(val_labels, classes)
@@ -69,10 +73,10 @@ def check_agreement(
     x, y = train_copies[in_train] / 255, np.searchsorted(classes, train_labels[in_train])
     val_x, val_y = val_copies[in_val] / 255, np.searchsorted(classes, val_labels[in_val])
     classifier = RidgeClassifier(alpha=10)
-    held_out = _Answers(y, cross_val_predict(classifier, x, y, cv=NUM_FOLDS))
-    val = _Answers(val_y, classifier.fit(x, y).predict(val_x))
+    held_out = Answers(y, cross_val_predict(classifier, x, y, cv=NUM_FOLDS))
+    val = Answers(val_y, classifier.fit(x, y).predict(val_x))
 
-    verdict: Verdict = "agree"
+    verdict = "agree"
     renamed: tuple[tuple[int, int], ...] = ()
     if held_out.errors_above_chance < CLEARLY:
         verdict = "unclear"
@@ -83,7 +87,7 @@ def check_agreement(
     return Agreement(100 * held_out.share, 100 * val.share, 100 * val.chance, verdict, renamed)
 
 
-class _Answers:
+class Answers:
     """Labels beside a classifier's answers, each (N,), from 0.
 
     Attributes:
@@ -104,7 +108,7 @@ class _Answers:
         self.skill = (self.share - self.chance) / max(1 - self.chance, 1e-9)  # Cohen's kappa: 0 is chance, 1 perfect
 
 
-def _errors_between(higher: _Answers, lower: _Answers) -> float:
+def _errors_between(higher: Answers, lower: Answers) -> float:
     """How far one share is above another, in standard errors were they the same."""
     sizes = len(higher.labels), len(lower.labels)
     share = (higher.share * sizes[0] + lower.share * sizes[1]) / sum(sizes)
@@ -112,12 +116,14 @@ def _errors_between(higher: _Answers, lower: _Answers) -> float:
     return (higher.share - lower.share) / max(error, 1e-9)
 
 
-def _permutation(val: _Answers, held_out: _Answers) -> list[tuple[int, int]]:
+def _permutation(val: Answers, held_out: Answers) -> list[tuple[int, int]]:
     """The labels that must be renamed for the answers to be right, where that clearly is so; else none.
 
     Whatever the answers, some permutation fits them better than the labels do. So it is sought on one half of the
     images and tried on the other, and the other way round.
     """
+    from scipy.optimize import linear_sum_assignment
+
     num_classes = int(held_out.labels.max()) + 1
     half = np.arange(len(val.labels)) % 2
     renamed = np.empty_like(val.labels)
@@ -131,7 +137,7 @@ def _permutation(val: _Answers, held_out: _Answers) -> list[tuple[int, int]]:
         found.append(permutation)
     gains = int(((renamed == val.answers) & (val.labels != val.answers)).sum())
     losses = int(((renamed != val.answers) & (val.labels == val.answers)).sum())
-    explained = _Answers(renamed, val.answers)
+    explained = Answers(renamed, val.answers)
     if gains - losses <= CLEARLY * (gains + losses) ** 0.5 or explained.skill < held_out.skill / 2:
         return []
     return [(old, int(new)) for old, new in enumerate(found[0]) if old != new == found[1][old]]

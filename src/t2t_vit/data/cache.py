@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,19 +23,19 @@ Decoded = list[np.ndarray] | UnreadableImage
 
 
 def refuse_large_cache(*parts: tuple[ImageSet, ScaledCrop | None]) -> None:
-    """Judges by a sample of the images whether they would fit in memory, in each training process of this machine.
+    """Refuses images that would not fit in memory, in each training process of this machine, by a sample of them.
 
     Args:
         parts: images, and what they are cropped with.
 
     Raises:
-        UserError: they would not, or they are in memory as it is.
+        UserError: they would not fit, or they are in memory already.
     """
     if any(images.in_memory for images, _ in parts):
         raise UserError("--cache keeps decoded images in memory, where these are already: leave it out.")
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun sets it
     needed = copies * sum(_estimate_bytes(images, crop) for images, crop in parts)
-    free = _free_memory()
+    free = free_memory()
     if needed > MAX_SHARE * free:
         count = sum(len(images) for images, _ in parts)
         raise UserError(
@@ -49,6 +50,7 @@ def cached(images: ImageSet, crop: ScaledCrop | None = None) -> ImageSet:
     Worker processes share the memory where they are forked.
 
     Args:
+        images: the images to decode.
         crop: what they are going to be loaded with.
     """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -56,13 +58,21 @@ def cached(images: ImageSet, crop: ScaledCrop | None = None) -> ImageSet:
     return ImageSet(images.names, images.labels, partial(_load_decoded, decoded), in_memory=True)
 
 
+def _load_decoded(decoded: Sequence[Decoded], index: int, crop: Crop | None = None) -> Image.Image:
+    levels = decoded[index]
+    if isinstance(levels, UnreadableImage):
+        raise levels
+    return crop_pixels(levels, crop)
+
+
 def _decode(load: Load, crop: ScaledCrop | None, index: int) -> Decoded:
     try:
-        whole = np.array(load(index))  # (H, W, 3)
-        levels = [whole]
-        while crop is not None and len(levels) < 4 and crop.reduction(_box(whole)) >= 2 ** len(levels):
-            level = np.array(load(index, _Whole(2 ** len(levels))))
-            if level.shape == whole.shape:
+        levels = [np.array(load(index))]  # (H, W, 3)
+        height, width, _ = levels[0].shape
+        reduction = 1 if crop is None else min(crop.reduction(Box(0, 0, width, height)), 8)
+        while 2 ** len(levels) <= reduction:
+            level = np.array(load(index, _Reduced(2 ** len(levels))))
+            if level.shape == levels[0].shape:
                 break  # only JPEGs are decoded smaller
             levels.append(level)
     except UnreadableImage as error:
@@ -70,15 +80,11 @@ def _decode(load: Load, crop: ScaledCrop | None, index: int) -> Decoded:
     return levels
 
 
-def _box(pixels: np.ndarray) -> Box:
-    return Box(0, 0, pixels.shape[1], pixels.shape[0])
-
-
-class _Whole:
+@dataclass(frozen=True)
+class _Reduced:
     """All of an image, decoded so many times smaller."""
 
-    def __init__(self, times: int) -> None:
-        self.times = times
+    times: int
 
     def choose(self, width: int, height: int) -> Box:
         return Box(0, 0, width, height)
@@ -90,30 +96,25 @@ class _Whole:
         return Image.fromarray(pixels)
 
 
-def _load_decoded(decoded: Sequence[Decoded], index: int, crop: Crop | None = None) -> Image.Image:
-    levels = decoded[index]
-    if isinstance(levels, UnreadableImage):
-        raise levels
-    return crop_pixels(levels, crop)
-
-
 def _estimate_bytes(images: ImageSet, crop: ScaledCrop | None) -> float:
     rows = np.linspace(0, len(images) - 1, min(NUM_SAMPLED, len(images))).round().astype(int)
-    sizes = []
-    for row in rows.tolist():
-        levels = _decode(images.load, crop, row)
-        sizes.append(0 if isinstance(levels, UnreadableImage) else sum(level.nbytes for level in levels))
+    sample = [_decode(images.load, crop, row) for row in rows.tolist()]
+    sizes = [0 if isinstance(levels, UnreadableImage) else sum(level.nbytes for level in levels) for levels in sample]
     return len(images) * float(np.mean(sizes))
 
 
-def _free_memory() -> float:
-    """Bytes that this process may still take: the machine's, or those left of a container's."""
+def free_memory(root: Path = Path("/")) -> float:
+    """Bytes that this process may still take: the machine's, or those left of a container's.
+
+    Args:
+        root: where the system's files proc/meminfo and sys/fs/cgroup are.
+    """
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
     except OSError:  # not a Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
     free = 1024 * float(lines["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
+    group = root / "sys/fs/cgroup"
     try:
         used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return min(free, float((group / "memory.max").read_text()) - float(used["anon"]))

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 
-from t2t_vit.options import argument, option
+from t2t_vit.options import Settings, argument, option
 
 DATA_HELP = (
     "a folder with train/ and val/ or only class folders, a .tar of one, digits, cifar10, cifar100, wds/FOLDER or "
     "hfds/NAME"
 )
+DATA_DIR_HELP = "folder of cifar10 and cifar100, by default data; cache of hfds/NAME"
+VAL_FRACTION_HELP = "share of the images kept for validation where the data has no val/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareImagenetConfig:
+class PrepareImagenetConfig(Settings):
     """Make the ImageNet folders, train/ and val/ by synset, from the three published archives."""
 
     train_tar: str = option(..., "ILSVRC2012_img_train.tar, a tar of 1,000 tars", metavar="TAR")
@@ -21,14 +23,14 @@ class PrepareImagenetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """Look at labelled images before training: classes, sizes, whether they can be read and their labels agree."""
 
     data: str = argument("what to train on, as for train")
-    data_dir: str | None = option(
-        None, "folder of cifar10 and cifar100, by default data; cache of hfds/NAME", metavar="DIR"
-    )
-    val_fraction: float = option(0.2, "share of the images kept for validation where the data has no val/")
+    data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
+    val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
     verify: bool = option(False, "decode every image and list those that cannot be read; any makes the exit code 2")
-    workers: int | None = option(None, "processes that decode for --verify; by default one a core", short="j")
+    workers: int | None = option(
+        None, "processes that decode; by default one a core", short="j", at_least=0, needs="verify"
+    )
     json: bool = option(False, "print JSON instead of the report")

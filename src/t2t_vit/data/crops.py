@@ -20,7 +20,7 @@ class Box(NamedTuple):
 
 
 class Crop(Protocol):
-    """What an image is loaded for: a part of it, and what to make of that."""
+    """Chooses the part of an image that is wanted, and resizes it."""
 
     def choose(self, width: int, height: int) -> Box:
         """The part of an image of this size."""
@@ -29,15 +29,15 @@ class Crop(Protocol):
         """How many times smaller the image may be decoded for that part, at least 1."""
 
     def resize(self, pixels: np.ndarray) -> Image.Image:
-        """What becomes of the part, (H, W, 3), uint8."""
+        """The wanted image, from the pixels of the part, (H, W, 3), uint8."""
 
 
 class ScaledCrop:
     """timm's crop at a random scale: the same random numbers give the same box and the same interpolation.
 
-    What differs is who decodes and resizes. A JPEG of which the box is to be reduced to a half or less is decoded at
-    a half, a quarter or an eighth, and the box lies on whole pixels of that. torch resizes bytes with the processor's
-    vectors where Pillow, which timm calls, does not; the results are a level or two apart.
+    Decoding and resizing differ. A JPEG whose box is to be reduced to a half or less is decoded at a half, a quarter or
+    an eighth, and the box lies on whole pixels of that. torch resizes bytes with the processor's vector instructions,
+    which Pillow, called by timm, does not use; the results are a level or two apart.
 
     Args:
         crop: timm's, which sets the scale, the ratio, the size and the interpolation.

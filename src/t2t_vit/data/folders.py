@@ -2,129 +2,133 @@
 
 import os
 import posixpath
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from t2t_vit.data.crops import Crop
-from t2t_vit.data.images import ImageSet, Part, Parts, read_image
-from t2t_vit.data.tars import TarTree
+from t2t_vit.data.images import ImageSet, file_images
+from t2t_vit.data.splitting import Split, Splits
+from t2t_vit.data.tars import index_tar, tar_reader
 from t2t_vit.errors import UserError, abbreviate
 
 VAL_FOLDERS = ("val", "validation")
-# Folders that stand for a part of the data, not for a class of it.
-PART_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+# Folders that stand for a split of the data, not for a class of it.
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
-def find_parts(data: str) -> Parts:
-    """The parts of a folder or a tar file: train/ and val/ (or validation/) with class folders, or only class folders.
+def folder_splits(data: str) -> Splits:
+    """The splits of a folder or a tar file: train/ and val/ (or validation/) with class folders, or only class folders.
 
     In a folder, train.tar stands for train/, and so on.
 
     Raises:
-        UserError: there is a file that is no tar, or two validation parts.
+        UserError: there is a file that is no tar, or two validation splits.
     """
     path = Path(data).expanduser()
     if path.is_dir():
-        tree: Tree = FolderTree(path)
-        top = ""
+        tree = _Tree(path, partial(_list_folder, path), lambda files: partial(_read_file, path, files))
     elif path.suffix.lower() == ".tar":
-        tree = TarTree(path)
-        top = tree.top
+        tree = _tar_tree(path)
     else:
         raise UserError(
             f"Expected a folder or a .tar file, got the file {data!r}. Give the folder that holds train/ and val/."
         )
-    folders, files = tree.children(top)
-    parts: dict[str, Part] = {}
+    folders, files = tree.children(tree.top)
+    splits: dict[str, Split] = {}
     for name in ("train", *VAL_FOLDERS):
         if name in folders:
-            folder = posixpath.join(top, name)
-            parts[name] = Part(tree.title(folder), partial(_read_classes, tree, folder, name))
-        elif isinstance(tree, FolderTree) and f"{name}.tar" in files:
-            parts[name] = Part(f"{path / name}.tar", partial(_read_tar, path / f"{name}.tar", name))
-    if not parts:
-        return Parts(str(path), whole=Part(str(path), partial(_read_classes, tree, top, "")))
-    val = [parts[name] for name in VAL_FOLDERS if name in parts]
+            folder = posixpath.join(tree.top, name)
+            splits[name] = Split(tree.title(folder), partial(_read_classes, tree, folder, name))
+        elif (tar := f"{name}.tar") in files:  # on disk: inside a tar file this, too, is a folder
+            splits[name] = Split(str(path / tar), partial(_read_tar, path / tar, name))
+    if not splits:
+        return Splits(str(path), whole=Split(str(path), partial(_read_classes, tree, tree.top, "")))
+    val = [splits[name] for name in VAL_FOLDERS if name in splits]
     if len(val) > 1:
         raise UserError(f"{path} has both val/ and validation/. Keep the one to validate on.")
-    return Parts(str(path), parts.get("train"), val[0] if val else None)
+    return Splits(str(path), splits.get("train"), val[0] if val else None)
 
 
-class Tree(Protocol):
-    """Folders in folders."""
+@dataclass(frozen=True)
+class _Tree:
+    """Folders in folders, on disk or in a tar file.
+
+    Attributes:
+        root: the folder, or the tar file.
+        children: from a folder to the names of the folders and of the files in it, sorted, without hidden ones.
+        reader: from the paths of files to a function that gives the content of one by its index.
+        top: the folder with which the tree begins.
+    """
+
+    root: Path
+    children: Callable[[str], tuple[list[str], list[str]]]
+    reader: Callable[[Sequence[str]], Callable[[int], bytes]]
+    top: str = ""
 
     def title(self, folder: str) -> str:
         """What a message calls a folder."""
-
-    def children(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The names of a folder's folders and of its files, sorted; hidden ones are left out."""
-
-    def files(self, folder: str) -> list[str]:
-        """The files below a folder, sorted, as paths from it; hidden ones are left out, and folders that are hidden."""
-
-    def images(self, files: Sequence[str], names: Sequence[str], labels: Sequence[int]) -> ImageSet:
-        """The images in these files, by other names."""
-
-
-class FolderTree:
-    """The files of a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def title(self, folder: str) -> str:
         return str(self.root / folder)
 
-    def children(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        try:
-            entries = [entry for entry in os.scandir(self.root / folder) if not entry.name.startswith(".")]
-        except PermissionError as error:
-            raise _unreadable_folder(error) from error
-        folders = sorted(entry.name for entry in entries if entry.is_dir())
-        return tuple(folders), tuple(sorted({entry.name for entry in entries} - set(folders)))
-
     def files(self, folder: str) -> list[str]:
-        def refuse(error: OSError) -> None:
-            raise _unreadable_folder(error) from error
-
-        root = self.root / folder
-        prefix = len(str(root)) + 1
-        files: list[str] = []
-        for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [f"{parent}{os.sep}{name}"[prefix:] for name in names if not name.startswith(".")]
-        return sorted(file.replace(os.sep, "/") for file in files)
-
-    def images(self, files: Sequence[str], names: Sequence[str], labels: Sequence[int]) -> ImageSet:
-        return ImageSet(names, labels, partial(_load_file, self.root, files, names))
+        """The files in a folder and below it, sorted, as paths from it."""
+        folders, files = self.children(folder)
+        below = [f"{name}/{file}" for name in folders for file in self.files(posixpath.join(folder, name))]
+        return sorted(files + below)
 
 
-def _load_file(
-    root: Path, files: Sequence[str], names: Sequence[str], index: int, crop: Crop | None = None
-) -> Image.Image:
-    return read_image(root / files[index], crop, name=names[index])
+def _list_folder(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        for entry in os.scandir(root / folder):
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise UserError(
+            f"The folder {error.filename} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
+    return sorted(folders), sorted(files)
 
 
-def _unreadable_folder(error: OSError) -> UserError:
-    return UserError(f"The folder {error.filename} cannot be read: {error.strerror}. Check its permissions.")
+def _read_file(root: Path, files: Sequence[str], index: int) -> bytes:
+    return (root / files[index]).read_bytes()
 
 
-def _read_tar(path: Path, part: str) -> tuple[tuple[str, ...], ImageSet]:
-    tree = TarTree(path)
-    return _read_classes(tree, tree.top, part)
+def _tar_tree(path: Path) -> _Tree:
+    """The files of a tar file; the tree begins where it branches: most tar files hold a single folder."""
+    extents = index_tar(path)
+    children = partial(_list_names, sorted(extents))
+    top = ""
+    while len((listed := children(top))[0]) == 1 and not listed[1]:
+        top = posixpath.join(top, listed[0][0])
+    return _Tree(path, children, lambda files: tar_reader([path], [(0, *extents[file]) for file in files]), top)
 
 
-def _read_classes(tree: Tree, folder: str, part: str) -> tuple[tuple[str, ...], ImageSet]:
+def _list_names(names: Sequence[str], folder: str) -> tuple[list[str], list[str]]:
+    """What is in a folder, by the sorted paths of all files."""
+    prefix = f"{folder}/" if folder else ""
+    first = bisect_left(names, prefix)
+    end = bisect_left(names, f"{folder}0") if folder else len(names)  # 0 follows the slash
+    below = [name[len(prefix) :].partition("/") for name in names[first:end]]
+    return sorted({name for name, slash, _ in below if slash}), [name for name, slash, _ in below if not slash]
+
+
+def _read_tar(path: Path, split: str) -> tuple[tuple[str, ...], ImageSet]:
+    tree = _tar_tree(path)
+    return _read_classes(tree, tree.top, split)
+
+
+def _read_classes(tree: _Tree, folder: str, split: str) -> tuple[tuple[str, ...], ImageSet]:
     """The class names, sorted, and the images.
 
     Args:
+        tree: where the folder is.
         folder: holds the class folders.
-        part: what image names begin with, so that they are the same in folders and in tar files.
+        split: what image names begin with, so that they are the same in folders and in tar files.
     """
     class_names = _list_class_folders(tree, folder)
     files: list[str] = []
@@ -142,17 +146,17 @@ def _read_classes(tree: Tree, folder: str, part: str) -> tuple[tuple[str, ...], 
             f"Every class folder needs an image, and in {tree.title(folder)} these have none: {abbreviate(without)}. "
             f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folders."
         )
-    names = [posixpath.join(part, file) for file in files]
-    return class_names, tree.images([posixpath.join(folder, file) for file in files], names, labels)
+    read = tree.reader([posixpath.join(folder, file) for file in files])
+    return class_names, file_images(read, [posixpath.join(split, file) for file in files], labels)
 
 
-def _list_class_folders(tree: Tree, folder: str) -> tuple[str, ...]:
+def _list_class_folders(tree: _Tree, folder: str) -> tuple[str, ...]:
     class_names, files = tree.children(folder)
     expected = f"Expected train/ and val/ with class folders, or at least two class folders, in {tree.title(folder)}"
     if not class_names:
         raise UserError(f"{expected}; it {'has files but no folder' if files else 'is empty'}.")
-    if all(name.lower() in PART_FOLDERS for name in class_names):
+    if all(name.lower() in SPLIT_FOLDERS for name in class_names):
         raise UserError(f"{expected}; {abbreviate(class_names)} look like parts of the data: call them train and val.")
     if len(class_names) == 1:
         raise UserError(f"{expected}; it has only {class_names[0]!r}. Are the classes inside that?")
-    return class_names
+    return tuple(class_names)

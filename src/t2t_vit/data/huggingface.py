@@ -4,88 +4,85 @@ import importlib
 from functools import partial
 from typing import Any
 
-from PIL import Image
+import numpy as np
 from timm.data.readers import create_reader
 
-from t2t_vit.data.crops import Crop
-from t2t_vit.data.images import ImageSet, Part, Parts, UnreadableImage, read_image
+from t2t_vit.data.images import ImageSet, file_images
+from t2t_vit.data.splitting import Split, Splits
 from t2t_vit.errors import UserError
 
 VAL_SPLITS = ("validation", "val", "valid", "test")
 
 
-def hugging_face_parts(name: str, data_dir: str | None) -> Parts:
+def hugging_face_splits(data: str, data_dir: str | None) -> Splits:
     """The split train, and the first of validation, val, valid and test; without these, train is to be split.
 
     Args:
-        name: a data set of the Hub or a folder, and, after a colon, its column of labels where there are several.
+        data: "hfds/" and a data set of the Hub or a folder, and, after a colon, its column of labels where there are
+            several.
         data_dir: the library's cache folder; None for its own.
 
     Raises:
         UserError: the library is not installed, cannot get the data, or finds no images with labels.
     """
-    title = f"hfds/{name}"
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise UserError(f"{title} needs a package that is not installed: pip install datasets.") from None
-    path, _, named = name.partition(":")
+        raise UserError(f"{data} needs a package that is not installed: pip install datasets.") from None
+    name, _, column = data.partition(":")
     try:
-        builder = datasets.load_dataset_builder(path, cache_dir=data_dir)
+        builder = datasets.load_dataset_builder(name.removeprefix("hfds/"), cache_dir=data_dir)
         builder.download_and_prepare()
-    except Exception as error:  # it has no error class of its own: Hub, cache and file formats speak here
-        raise UserError(f"{title} cannot be loaded: {str(error) or type(error).__name__}") from error
-    columns, splits = builder.info.features, list(builder.info.splits)
-    image_key = _choose(columns, datasets.Image, "image", title)
-    label_key = _choose(columns, datasets.ClassLabel, "label", title, named=named)
-
-    settings = {"root": data_dir, "input_key": image_key, "target_key": label_key}
-    found = [
-        Part(f"split {split} of {title}", partial(_read, path, split, **settings))
+    except Exception as error:  # the library has no error class: Hub, cache and file formats speak here
+        raise UserError(f"{data} cannot be loaded: {str(error) or type(error).__name__}") from error
+    columns, names = builder.info.features, list(builder.info.splits)
+    settings = {
+        "root": data_dir,
+        "input_key": _choose(columns, datasets.Image, "image", name),
+        "target_key": _choose(columns, datasets.ClassLabel, column or "label", name, must_exist=bool(column)),
+    }
+    splits = [
+        Split(f"split {split} of {data}", partial(_read, name, split, **settings))
         for split in ("train", *VAL_SPLITS)
-        if split in splits
+        if split in names
     ]
-    if not found:
-        raise UserError(f"Expected a split train in {title}, found {', '.join(splits)}.")
-    if "train" not in splits:
-        return Parts(title, val=found[0])
-    return Parts(title, found[0], found[1]) if len(found) > 1 else Parts(title, whole=found[0])
+    if not splits:
+        raise UserError(f"Expected a split train in {data}, found {', '.join(names)}.")
+    if "train" not in names:
+        return Splits(data, val=splits[0])
+    return Splits(data, splits[0], splits[1]) if len(splits) > 1 else Splits(data, whole=splits[0])
 
 
-def _choose(columns: dict[str, Any], kind: type, usual: str, title: str, *, named: str = "") -> str:
-    """The column that is named, or else the one with the usual name, or the only one of the kind."""
-    if (named or usual) in columns:
-        return named or usual
-    fitting = [name for name, column in columns.items() if isinstance(column, kind) and not named]
+def _choose(columns: dict[str, Any], kind: type, name: str, data: str, *, must_exist: bool = False) -> str:
+    """The column of this name, or else, unless it must exist, the only one of the kind."""
+    if name in columns:
+        return name
+    fitting = [column for column in columns if isinstance(columns[column], kind) and not must_exist]
     if len(fitting) != 1:
         raise UserError(
-            f"Expected a column {named or usual!r} in {title.partition(':')[0]}, or one {kind.__name__} column; "
+            f"Expected a column {name!r} in {data}, or one {kind.__name__} column; "
             f"it has {', '.join(columns)}. Name the one of labels so: hfds/NAME:COLUMN."
         )
     return fitting[0]
 
 
-def _read(path: str, split: str, **settings: Any) -> tuple[tuple[str, ...], ImageSet]:
-    reader = create_reader(f"hfds/{path}", split=split, **settings)
+def _read(data: str, split: str, **settings: Any) -> tuple[tuple[str, ...], ImageSet]:
+    reader = create_reader(data, split=split, **settings)
     targets = list(reader.iter_targets())
     without = [target for target in targets if not isinstance(target, int | str) or target == -1]
     if without:
         raise UserError(
-            f"{len(without)} of {len(targets)} images of split {split} of hfds/{path} belong to no single class: "
+            f"{len(without)} of {len(targets)} images of split {split} of {data} belong to no single class: "
             f"their {settings['target_key']} is {without[0]}."
         )
-    known = {value: name for name, value in reader.class_to_idx.items()} or {value: value for value in set(targets)}
-    position = {value: index for index, value in enumerate(sorted(known))}
-    class_names = tuple(str(known[value]) for value in position)
-    labels = [position[target] for target in targets]
-    names = [f"{split}/{class_names[label]}/{row:07d}" for row, label in enumerate(labels)]
-    return class_names, ImageSet(names, labels, partial(_load, reader, names))
+    class_names, labels = tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.get)), targets
+    if not class_names:  # the labels are plain numbers or words
+        classes, indices = np.unique(targets, return_inverse=True)
+        class_names, labels = tuple(map(str, classes)), indices.tolist()
+    image_names = [f"{split}/{class_names[label]}/{row:07d}" for row, label in enumerate(labels)]
+    return class_names, file_images(partial(_read_file, reader), image_names, labels)
 
 
-def _load(reader: Any, names: list[str], index: int, crop: Crop | None = None) -> Image.Image:
-    try:
-        file, _ = reader[index]
-    except OSError as error:  # the file that a row names is not there
-        raise UnreadableImage(names[index], error.strerror or str(error)) from error
-    with file:
-        return read_image(file, crop, name=names[index])
+def _read_file(reader: Any, index: int) -> bytes:
+    with reader[index][0] as file:
+        return file.read()

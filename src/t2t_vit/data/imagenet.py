@@ -1,6 +1,7 @@
 """ImageNet's folders from the three archives in which it is published."""
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -15,66 +16,66 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from scipy.io import loadmat
 
 from t2t_vit.data.config import PrepareImagenetConfig
 from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.runtime.console import Display
 
 # Synset to words of each class. It is written last, so a folder that has it is whole.
 CLASSES = "classes.json"
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
-# Training and validation images of the 1,000 classes, by the readme of the published devkit.
-NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
+# By the readme of the published devkit.
+NUM_CLASSES, PUBLISHED = 1000, "1,000 classes, 1,281,167 training images, 50,000 validation images"
 UNFINISHED = ".unfinished-"
 
 
 def prepare_imagenet(config: PrepareImagenetConfig) -> None:
     """Fills OUTPUT/train and OUTPUT/val with a folder of images for each synset, and writes OUTPUT/classes.json.
 
-    An image is there whole or not at all. So the next run continues one that was killed, and does not write again what
-    is there in its right size.
+    An image is there whole or not at all. So the next run continues one that was killed: images that are there in their
+    right size are not written again.
 
     Raises:
         UserError: an archive is cut, damaged or another one; the disk is too small or cannot be written; or the
             folders do not hold in the end what the devkit counts.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    display = Display()
     output = Path(config.output).expanduser()
     devkit = _read_devkit(_Archive.given("--devkit", config.devkit, "ILSVRC2012_devkit_t12.tar.gz"))
     if _is_complete(output, devkit):
-        console.print(f"{output} is complete: {devkit}. To have it checked again, remove its {CLASSES}.")
+        display.say(f"{output} is complete: {devkit}. To have it checked again, remove its {CLASSES}.")
         return
 
     train = _Archive.given("--train-tar", config.train_tar, "ILSVRC2012_img_train.tar")
     val = _Archive.given("--val-tar", config.val_tar, "ILSVRC2012_img_val.tar")
-    console.print(f"Reading what {train.path} and {val.path} contain.")
+    display.say(f"Reading what {train.path} and {val.path} contain.")
     class_tars = _list(train, r"n[0-9]{8}\.tar", {f"{synset}.tar" for synset in devkit.words})
     val_images = _list(val, r"ILSVRC2012_val_[0-9]{8}\.JPEG", set(devkit.val))
     _make_folders(output, devkit)
     _refuse_full_disk(output, devkit, sum(member.size for member in class_tars + val_images))
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    num_images = sum(devkit.num_train.values()) + len(devkit.val)
     with (
         tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=output) as folder,
-        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress,
+        display.steps("extracting", num_images) as steps,
     ):
         unfinished = Path(folder, "file")
-        for archive, positions in (
-            (train, _extract_train(train, class_tars, output / "train", unfinished)),
-            (val, _extract_val(val, val_images, output / "val", unfinished, synsets=devkit.val)),
+        for image in itertools.chain(
+            _extract_train(train, class_tars, output / "train", unfinished),
+            _extract_val(val, val_images, output / "val", unfinished, synsets=devkit.val),
         ):
-            size = archive.path.stat().st_size
-            bar = progress.add_task(archive.path.name, total=size)
-            for position in positions:
-                progress.update(bar, completed=position)
-            progress.update(bar, completed=size)  # behind the last image come zeros
-        _refuse_wrong_counts(output, devkit)
+            steps.advance(image)
+        if wrong := _wrong_counts(output, devkit):
+            raise UserError(
+                f"{output} does not hold what the devkit counts: {abbreviate(wrong)}. Where images are missing the "
+                "archive is cut or damaged: download it again. Where there are too many, other files lie among them: "
+                "remove those."
+            )
         os.sync()  # after a power cut the file that stands for completeness must not be there without the images
         _write(json.dumps(devkit.words, indent=1).encode(), output / CLASSES, unfinished)
-    console.print(f"{output} is complete: {devkit}. Next: t2t-vit data {output} --verify")
+    display.say(f"{output} is complete: {devkit}. Next: t2t-vit data {output} --verify")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ class _Archive:
 
     def broken(self, reason: str) -> UserError:
         """The error for an archive that is not as it was published."""
-        return UserError(f"{self.label} is cut, damaged or not {self.published}: {reason}. Download that again.")
+        return UserError(
+            f"{self.label} is cut, damaged or not {self.published}: {reason.rstrip('.')}. Download that again."
+        )
 
 
 # The development kit
@@ -129,17 +132,15 @@ class _Devkit:
     val: dict[str, str]
 
     def __str__(self) -> str:
-        return _in_words(len(self.words), sum(self.num_train.values()), len(self.val))
+        num_train = sum(self.num_train.values())
+        return f"{len(self.words):,} classes, {num_train:,} training images, {len(self.val):,} validation images"
 
     @property
-    def counts(self) -> dict[str, Mapping[str, int]]:
-        """The number of images of each synset, in train and in val."""
+    def counts(self) -> dict[str, int]:
+        """The number of images in each folder, such as train/n01440764."""
         num_val = Counter(self.val.values())
-        return {"train": self.num_train, "val": {synset: num_val[synset] for synset in self.words}}
-
-
-def _in_words(num_classes: int, num_train: int, num_val: int) -> str:
-    return f"{num_classes:,} classes, {num_train:,} training images, {num_val:,} validation images"
+        train = {f"train/{synset}": count for synset, count in self.num_train.items()}
+        return train | {f"val/{synset}": num_val[synset] for synset in self.words}
 
 
 def _read_devkit(archive: _Archive) -> _Devkit:
@@ -162,9 +163,8 @@ def _read_devkit(archive: _Archive) -> _Devkit:
         raise archive.broken(f"it lists {abbreviate(strange)} among its synsets")
     if not devkit.val:
         raise archive.broken("it lists no images")
-    published = _in_words(NUM_CLASSES, NUM_TRAIN, NUM_VAL)
-    if len(devkit.words) == NUM_CLASSES and str(devkit) != published:
-        raise archive.broken(f"it lists {devkit}, where the published one lists {published}")
+    if len(devkit.words) == NUM_CLASSES and str(devkit) != PUBLISHED:
+        raise archive.broken(f"it lists {devkit}, where the published one lists {PUBLISHED}")
     return devkit
 
 
@@ -192,11 +192,8 @@ def _parse_devkit(meta: bytes, ground_truth: str) -> _Devkit:
 
 def _list(archive: _Archive, pattern: str, expected: set[str]) -> list[tarfile.TarInfo]:
     """The members of an archive, after a check that they are the expected ones."""
-    example = min(expected)
     with archive.reading(), tarfile.open(archive.path, "r:") as tar:
-        for member in tar:
-            _refuse_stranger(member, pattern, archive, example=example)
-        members = tar.getmembers()
+        members = list(_plain_files(tar, pattern, archive, example=min(expected)))
     names = {member.name for member in members}
     for difference, verb in ((expected - names, "lacks"), (names - expected, "has besides")):
         if difference:
@@ -206,58 +203,50 @@ def _list(archive: _Archive, pattern: str, expected: set[str]) -> list[tarfile.T
     return members
 
 
-def _refuse_stranger(member: tarfile.TarInfo, pattern: str, archive: _Archive, *, example: str) -> None:
-    """Refuses what is no plain file of the expected name: links, devices, names that lead out of the folder.
+def _plain_files(tar: tarfile.TarFile, pattern: str, archive: _Archive, *, example: str) -> Iterator[tarfile.TarInfo]:
+    """The members; refuses what is no plain file of the expected name: links, devices, names that lead elsewhere.
 
     A sparse file is no plain one either: few bytes can stand for more than fit into memory.
     """
-    if not member.isreg() or member.issparse() or not re.fullmatch(pattern, member.name):
-        kinds = {"folder": member.isdir(), "sparse file": member.issparse(), "file": member.isreg()}
-        kind = next((name for name, fits in kinds.items() if fits), "link or device")
-        raise UserError(
-            f"Expected nothing but files such as {example} in {archive.label}, got the {kind} {member.name!r}. "
-            f"Give {archive.published} as it was published."
-        )
+    for member in tar:
+        if not member.isreg() or member.issparse() or not re.fullmatch(pattern, member.name):
+            kinds = {"folder": member.isdir(), "sparse file": member.issparse(), "file": member.isreg()}
+            kind = next((name for name, fits in kinds.items() if fits), "link or device")
+            raise UserError(
+                f"Expected nothing but files such as {example} in {archive.label}, got the {kind} {member.name!r}. "
+                f"Give {archive.published} as it was published."
+            )
+        yield member
 
 
 def _extract_train(
     archive: _Archive, class_tars: Iterable[tarfile.TarInfo], folder: Path, unfinished: Path
-) -> Iterator[int]:
-    """Writes the images of a tar of tars, and yields after each how far the archive is read, in bytes."""
+) -> Iterator[str]:
+    """Writes the images of a tar of tars, and yields the name of each."""
     with archive.reading(), tarfile.open(archive.path, "r:") as outer:
         for class_tar in class_tars:
             synset = class_tar.name.removesuffix(".tar")
             inside = replace(archive, label=f"{class_tar.name} in {archive.label}")
-            with inside.reading(), tarfile.open(fileobj=_open_member(outer, class_tar), mode="r:") as images:
-                for image in images:
-                    _refuse_stranger(image, rf"{synset}_[0-9]+\.JPEG", inside, example=f"{synset}_1.JPEG")
-                    _extract(images, image, folder / synset, unfinished)
-                    yield class_tar.offset_data + images.offset
+            with inside.reading(), tarfile.open(fileobj=_open_member(outer, class_tar), mode="r:") as tar:
+                for image in _plain_files(tar, rf"{synset}_[0-9]+\.JPEG", inside, example=f"{synset}_1.JPEG"):
+                    yield _extract(tar, image, folder / synset, unfinished)
 
 
 def _extract_val(
     archive: _Archive, images: Iterable[tarfile.TarInfo], folder: Path, unfinished: Path, *, synsets: Mapping[str, str]
-) -> Iterator[int]:
-    """As `_extract_train`, for a tar of images.
-
-    Args:
-        synsets: file name to synset.
-    """
+) -> Iterator[str]:
+    """Writes the images of a tar, each to the folder of its synset, and yields the name of each."""
     with archive.reading(), tarfile.open(archive.path, "r:") as tar:
         for image in images:
-            _extract(tar, image, folder / synsets[image.name], unfinished)
-            yield image.offset_data + image.size
+            yield _extract(tar, image, folder / synsets[image.name], unfinished)
 
 
-def _extract(tar: tarfile.TarFile, image: tarfile.TarInfo, folder: Path, unfinished: Path) -> None:
-    """Writes an image, unless it is there in its right size."""
+def _extract(tar: tarfile.TarFile, image: tarfile.TarInfo, folder: Path, unfinished: Path) -> str:
+    """Writes an image, unless it is there in its right size, and returns its name."""
     target = folder / image.name
-    try:
-        is_there = target.stat().st_size == image.size
-    except OSError:
-        is_there = False
-    if not is_there:
+    if not target.exists() or target.stat().st_size != image.size:
         _write(_open_member(tar, image).read(), target, unfinished)
+    return image.name
 
 
 def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
@@ -270,7 +259,7 @@ def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _write(content: bytes, target: Path, unfinished: Path) -> None:
-    """Makes the file whole or not at all, by way of a file that gets its name when it is written."""
+    """Makes the file whole or not at all: the content is written elsewhere, and then gets its name."""
     try:
         unfinished.write_bytes(content)
         unfinished.replace(target)
@@ -283,15 +272,12 @@ def _write(content: bytes, target: Path, unfinished: Path) -> None:
 def _make_folders(output: Path, devkit: _Devkit) -> None:
     """Makes the folders of the classes, and removes what a run that was killed left unfinished."""
     try:
-        for part in devkit.counts:
-            strange = set(_count_files(output / part)) - set(devkit.words)
-            if strange:
-                raise UserError(
-                    f"{output / part} has folders that are no class of the devkit: {abbreviate(sorted(strange))}. "
-                    "Choose another --output."
-                )
-            for synset in devkit.words:
-                (output / part / synset).mkdir(parents=True, exist_ok=True)
+        if strange := sorted(set(_count_files(output)) - set(devkit.counts)):
+            raise UserError(
+                f"{output} has folders that are no class of the devkit: {abbreviate(strange)}. Choose another --output."
+            )
+        for folder in devkit.counts:
+            (output / folder).mkdir(parents=True, exist_ok=True)
         for leftover in output.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover)
     except OSError as error:
@@ -299,8 +285,7 @@ def _make_folders(output: Path, devkit: _Devkit) -> None:
 
 
 def _refuse_full_disk(output: Path, devkit: _Devkit, needed: int) -> None:
-    folders = [output / part / synset for part in devkit.counts for synset in devkit.words]
-    missing = needed - sum(file.stat().st_size for folder in folders for file in os.scandir(folder))
+    missing = needed - sum(file.stat().st_size for folder in devkit.counts for file in os.scandir(output / folder))
     free = shutil.disk_usage(output).free
     if missing > free:
         raise UserError(
@@ -309,23 +294,25 @@ def _refuse_full_disk(output: Path, devkit: _Devkit, needed: int) -> None:
         )
 
 
-def _count_files(folder: Path) -> dict[str, int]:
+def _count_files(output: Path) -> dict[str, int]:
     """The number of files in each class folder; what is hidden does not count, neither here nor for training."""
-    if not folder.exists():
-        return {}
-    classes = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    return {entry.name: sum(not file.name.startswith(".") for file in os.scandir(entry)) for entry in classes}
+    return {
+        f"{split}/{folder.name}": sum(not file.name.startswith(".") for file in os.scandir(folder))
+        for split in ("train", "val")
+        if (output / split).exists()
+        for folder in os.scandir(output / split)
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
 
 
 def _wrong_counts(output: Path, devkit: _Devkit) -> list[str]:
-    """Which class folders hold another number of images than the devkit says, and what they hold, in words."""
-    wrong = []
-    for part, expected in devkit.counts.items():
-        found = _count_files(output / part)
-        for synset in sorted({*expected, *found}):
-            if found.get(synset) != expected.get(synset):
-                wrong.append(f"{part}/{synset} ({found.get(synset, 0)} images, not {expected.get(synset, 0)})")
-    return wrong
+    """The class folders that hold another number of images than the devkit says, and what they hold, in words."""
+    found, expected = _count_files(output), devkit.counts
+    return [
+        f"{folder} ({found.get(folder, 0)} images, not {expected.get(folder, 0)})"
+        for folder in sorted({*expected, *found})
+        if found.get(folder) != expected.get(folder)
+    ]
 
 
 def _is_complete(output: Path, devkit: _Devkit) -> bool:
@@ -334,12 +321,3 @@ def _is_complete(output: Path, devkit: _Devkit) -> bool:
     except (OSError, ValueError):
         return False
     return words == devkit.words and not _wrong_counts(output, devkit)
-
-
-def _refuse_wrong_counts(output: Path, devkit: _Devkit) -> None:
-    wrong = _wrong_counts(output, devkit)
-    if wrong:
-        raise UserError(
-            f"{output} does not hold what the devkit counts: {abbreviate(wrong)}. Where images are missing the archive "
-            "is cut or damaged: download it again. Where there are too many, other files lie among them: remove those."
-        )

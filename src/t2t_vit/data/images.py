@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -15,17 +14,20 @@ from PIL import Image, UnidentifiedImageError
 from t2t_vit.data.crops import Box, Crop
 from t2t_vit.errors import UserError
 
+# Pillow warns of corrupt EXIF, odd palettes and many pixels. The pixels are as good as any others.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class UnreadableImage(UserError):
     """An image that is missing, cut off or no image at all.
 
     Attributes:
         name: the image, as its set names it.
-        reason: what the decoder says.
+        reason: what the decoder says, without a full stop.
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both, so that it travels between processes
+        super().__init__(name, reason)  # both, so that the error travels between processes
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
@@ -46,7 +48,7 @@ class ImageSet:
         names: what to call each image, such as its path below the data folder, with "/".
         labels: the class of each image.
         load: gives an image. It must pickle and survive a fork, for worker processes.
-        in_memory: whether it takes them from memory.
+        in_memory: whether the images lie decoded in memory.
     """
 
     names: Sequence[str]
@@ -57,56 +59,32 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def name(self, index: int) -> str:
-        return self.names[index]
-
-    def label(self, index: int) -> int:
-        return self.labels[index]
-
     def subset(self, rows: Sequence[int]) -> "ImageSet":
         """The images of these rows, in their order."""
         names, labels = [self.names[row] for row in rows], [self.labels[row] for row in rows]
         return ImageSet(names, labels, partial(_load_row, self.load, rows), self.in_memory)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Labelled images that are not listed yet.
-
-    Attributes:
-        title: what a message calls them, such as the folder they lie in.
-        read: returns the class names, label by label, and the images.
-    """
-
-    title: str
-    read: Callable[[], tuple[tuple[str, ...], ImageSet]]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What some data consists of: images to train on and to validate on, or a whole that is yet to be split.
-
-    Attributes:
-        title: what a message calls the data.
-        always_split: whether the whole is never evaluated on, only the part of it that training leaves out.
-    """
-
-    title: str
-    train: Part | None = None
-    val: Part | None = None
-    whole: Part | None = None
-    always_split: bool = False
+def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = None) -> Image.Image:
+    return load(rows[index], crop)
 
 
 def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]) -> ImageSet:
-    """Images that lie in memory.
-
-    Args:
-        arrays: (N, H, W) in grey or (N, H, W, 3) in RGB, uint8.
-        names: of each image.
-        labels: of each image.
-    """
+    """Images that lie in memory: (N, H, W) in grey or (N, H, W, 3) in RGB, uint8."""
     return ImageSet(names, labels, partial(_load_array, arrays), in_memory=True)
+
+
+def _load_array(arrays: np.ndarray, index: int, crop: Crop | None = None) -> Image.Image:
+    return crop_pixels([arrays[index]], crop)
+
+
+def file_images(read: Callable[[int], bytes], names: Sequence[str], labels: Sequence[int]) -> ImageSet:
+    """Images in files: `read` gives the content of a file by its index. It must pickle and survive a fork."""
+    return ImageSet(names, labels, partial(_load_file, read, names))
+
+
+def _load_file(read: Callable[[int], bytes], names: Sequence[str], index: int, crop: Crop | None = None) -> Image.Image:
+    return _decode(lambda: BytesIO(read(index)), crop, names[index])
 
 
 def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: str | None = None) -> Image.Image:
@@ -115,15 +93,19 @@ def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: s
     Args:
         file: a path or an open binary file.
         crop: what the image is for, None for all of it.
-        name: what an error calls it, the path if not given.
+        name: what an error calls the image, the path if not given.
 
     Raises:
-        UnreadableImage: whatever the decoder chokes on.
+        UnreadableImage: the decoder fails, for whatever reason.
     """
+    # All at once is faster than in pieces.
+    open_file = (lambda: BytesIO(Path(file).read_bytes())) if isinstance(file, str | Path) else (lambda: file)
+    return _decode(open_file, crop, name or str(file))
+
+
+def _decode(open_file: Callable[[], BinaryIO], crop: Crop | None, name: str) -> Image.Image:
     try:
-        source = BytesIO(Path(file).read_bytes()) if isinstance(file, str | Path) else file  # faster than in pieces
-        # Corrupt EXIF, odd palettes, many pixels: the pixels are as good as anyone's.
-        with _NO_WARNINGS, Image.open(source) as image:
+        with Image.open(open_file()) as image:
             if crop is None:
                 return _to_rgb(image)
             pixels = np.array(_to_rgb(_decode_part(image, crop)))
@@ -132,12 +114,12 @@ def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: s
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else None
         reason = reason or getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadableImage(name or str(file), reason) from error
+        raise UnreadableImage(name, reason.rstrip(".")) from error
     return crop.resize(pixels)
 
 
 def _decode_part(image: Image.Image, crop: Crop) -> Image.Image:
-    """The part of an opened image that a crop chooses, smaller where the crop reduces it anyway."""
+    """The part of an opened image that a crop chooses, decoded smaller where the crop shrinks it to that anyway."""
     width, height = image.size
     box = crop.choose(width, height)
     reduction = crop.reduction(box)
@@ -148,33 +130,6 @@ def _decode_part(image: Image.Image, crop: Crop) -> Image.Image:
     return image.crop(box)
 
 
-class _NoWarnings:
-    """`warnings.catch_warnings` that ignores, for several threads at a time.
-
-    Python's own would be left with another thread's filters: the first one in sets them, the last one out restores.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._num_inside, self._caught = Lock(), 0, warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_inside == 0:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
-                warnings.simplefilter("ignore")
-            self._num_inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._num_inside -= 1
-            if self._num_inside == 0:
-                self._caught.__exit__(None, None, None)
-
-
-_NO_WARNINGS = _NoWarnings()
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I;16"):
@@ -183,20 +138,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = None) -> Image.Image:
-    return load(rows[index], crop)
-
-
-def _load_array(arrays: np.ndarray, index: int, crop: Crop | None = None) -> Image.Image:
-    return crop_pixels([arrays[index]], crop)
-
-
 def crop_pixels(levels: Sequence[np.ndarray], crop: Crop | None) -> Image.Image:
     """The image of these pixels, in RGB: the whole, or what a crop makes of it.
 
     Args:
-        levels: the pixels, (H, W) or (H, W, 3), uint8, and after them, as far as there are such, those of the image
-            decoded at a half, a quarter and an eighth.
+        levels: the pixels, (H, W) or (H, W, 3), uint8; then, where they are known, those of the same image decoded
+            at a half, a quarter and an eighth.
+        crop: what the image is for, None for all of it.
     """
     whole = levels[0]
     if crop is None:

@@ -8,26 +8,29 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from t2t_vit.data.folders import VAL_FOLDERS
-from t2t_vit.data.images import ImageSet, Part, Parts
-from t2t_vit.data.tars import index_tar, read_extent, tar_images
+from t2t_vit.data.images import ImageSet, file_images
+from t2t_vit.data.splitting import Split, Splits
+from t2t_vit.data.tars import index_tar, tar_reader
 from t2t_vit.errors import UserError, abbreviate
 
 
-def shard_parts(folder: str) -> Parts:
+def shard_splits(data: str) -> Splits:
     """The shards with the word train in their path, and those with val or validation; without these, one whole.
 
     The whole is the shards for training, or all where no name says what it is for. Those with the word test are left
     out of either.
 
     Args:
-        folder: holds .tar files, itself or in its folders.
+        data: "wds/" and the folder that holds .tar files, itself or in its folders.
 
     Raises:
         UserError: it holds none, or beside those for training some that say nothing.
     """
+    folder = data.removeprefix("wds/")
     root = Path(folder).expanduser()
     shards = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
     if not shards:
@@ -42,12 +45,12 @@ def shard_parts(folder: str) -> Parts:
             f"{abbreviate(others)}. Name them train, val or test, or move them away."
         )
 
-    def part(kind: str, of_it: list[str]) -> Part | None:
-        return Part(f"{kind} shards of {root}", partial(_read, root, of_it)) if of_it else None
+    def split(kind: str, of_it: list[str]) -> Split | None:
+        return Split(f"{kind} shards of {root}", partial(_read, root, of_it)) if of_it else None
 
     if not val:
-        return Parts(str(root), whole=part("training", train) or part("the", others or shards))
-    return Parts(str(root), part("training", train), part("validation", val))
+        return Splits(str(root), whole=split("training", train) or split("the", others or shards))
+    return Splits(str(root), split("training", train), split("validation", val))
 
 
 def _read(root: Path, shards: Sequence[str]) -> tuple[tuple[str, ...], ImageSet]:
@@ -68,26 +71,27 @@ def _read(root: Path, shards: Sequence[str]) -> tuple[tuple[str, ...], ImageSet]
                     continue
                 names.append(f"{shard}/{member}")
                 places.append((which, *extent))
-                targets.append(_read_label(read_extent(file, extents[f"{key}.cls"]), f"{shard}/{key}.cls"))
+                start, size = extents[f"{key}.cls"]
+                file.seek(start)
+                targets.append(_parse_label(file.read(size), f"{shard}/{key}.cls"))
     if without or not names:
         raise UserError(
             f"Expected images with their labels in .cls files beside them in the shards of {root}, "
             + (f"but {len(without)} have none, such as {without[0]}." if without else "but they hold no image.")
         )
-    position = {target: index for index, target in enumerate(sorted(set(targets)))}
-    class_names = tuple(str(target) for target in position)
-    paths = [root / shard for shard in shards]
-    return class_names, tar_images(paths, places, names, [position[target] for target in targets])
+    classes, labels = np.unique(targets, return_inverse=True)
+    read = tar_reader([root / shard for shard in shards], places)
+    return tuple(map(str, classes)), file_images(read, names, labels.tolist())
 
 
 def _split_key(member: str) -> tuple[str, str]:
-    """Key and extension as webdatasets have them: what follows the first dot of the file's name is the extension."""
+    """Key and extension as webdatasets have them: the extension begins at the first dot of the file's name."""
     folder, slash, file = member.rpartition("/")
     stem, dot, extension = file.partition(".")
     return f"{folder}{slash}{stem}", dot + extension
 
 
-def _read_label(content: bytes, name: str) -> int:
+def _parse_label(content: bytes, name: str) -> int:
     try:
         return int(content)
     except ValueError:

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from t2t_vit.options import argument, option
+from t2t_vit.options import Settings, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(Settings):
     """Name what is on images, with probabilities."""
 
     images: tuple[str, ...] = argument("image files, and folders of them", metavar="IMAGE")
     checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH")
-    top_k: int = option(5, "labels to show for each image, the likeliest first", metavar="K")
+    top_k: int = option(5, "labels to show for each image, the likeliest first", metavar="K", at_least=1)
     json: bool = option(False, "print JSON")
-    batch_size: int = option(32, "images per step", short="b")
+    batch_size: int = option(32, "images per step", short="b", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")

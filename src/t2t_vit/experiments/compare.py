@@ -4,47 +4,25 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+import timm
 
-from t2t_vit.data.sources import ImageSet, open_evaluation
+from t2t_vit.data.sources import open_evaluation
+from t2t_vit.errors import UserError
 from t2t_vit.experiments.config import CompareConfig
-from t2t_vit.inference.evaluate import evaluation_loader
-from t2t_vit.insight.complexity import (
-    count_macs,
-    count_parameters,
-    describe,
-    print_complexity,
-)
-from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.models.weights import build_model
-from t2t_vit.pictures.plots import Sample, comparison_figure, sheet_shape
+from t2t_vit.inference.predictor import Predictor
+from t2t_vit.insight.complexity import count_macs, count_parameters, describe, print_complexity
+from t2t_vit.models.names import resolve_name
+from t2t_vit.options import configure
+from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
-from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.loop import TrainResult, train
+from t2t_vit.training.train import TrainResult, run_training
 
 TABLE, PICTURE = "comparison.csv", "comparison.png"
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparedModel:
-    """One model's row.
-
-    Attributes:
-        top1_percent: accuracy of its best checkpoint on the validation images.
-        parameters: frozen tables included.
-        macs: multiply-accumulates of one image, at the size that it was trained at.
-        seconds: time spent training, evaluations included.
-    """
-
-    model: str
-    top1_percent: float
-    parameters: int
-    macs: int
-    seconds: float
 
 
 def compare(config: CompareConfig) -> None:
@@ -59,14 +37,20 @@ def compare(config: CompareConfig) -> None:
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
         return
-    names = list(dict.fromkeys(resolve_any_name(name) for name in config.models))
+    if timm.is_model(config.data.lower()) and not Path(config.data).exists():
+        raise UserError(f"{config.data} is a model, and no data to train on: t2t-vit compare --models {config.data}")
+    names = list(dict.fromkeys(resolve_name(name) for name in config.models))
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
-    results = {name: train(train_config(config, model=name, output=output / name)) for name in names}
+    results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
 
-    rows = [_row(name, result) for name, result in results.items()]
+    # Each with its best weights, in the precision that its run was evaluated in.
+    predictors = {
+        name: Predictor(result.output / "best.pt", device=config.device, amp=None) for name, result in results.items()
+    }
+    rows = [_row(name, result, predictors[name]) for name, result in results.items()]
     write_csv(output / TABLE, rows)
-    best = max(rows, key=lambda row: row.top1_percent).model
-    _draw(results, best, config, output / PICTURE)
+    best = max(rows, key=lambda row: row["top1_percent"])["model"]
+    _draw(results, best, predictors[best], config, output / PICTURE)
     _print_rows(rows)
     print(f"Table:   {output / TABLE}", f"Picture: {output / PICTURE}", f"Runs:    {output}{os.sep}MODEL", sep="\n")
 
@@ -75,73 +59,54 @@ def train_config(config: CompareConfig, *, model: str, output: Path) -> TrainCon
     """The settings of one model's run: those of the comparison, and for what it leaves open the recipe's."""
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "models"}
     given = {name: value for name, value in shared.items() if value is not None}
-    given |= {"model": model, "output": str(output)}
-    return TrainConfig(**{**TrainConfig.defaults_for(given), **given})
+    return configure(TrainConfig, **{**given, "model": model, "output": output})
 
 
-def _row(name: str, result: TrainResult) -> ComparedModel:
-    model, checkpoint = build_model(result.output / "best.pt")
-    assert checkpoint.data_config is not None
-    macs = count_macs(model, checkpoint.data_config["input_size"])
-    return ComparedModel(name, result.best_top1, count_parameters(model)[1], macs, result.seconds)
+def _row(name: str, result: TrainResult, predictor: Predictor) -> dict[str, Any]:
+    """A row of the table: parameters with the frozen tables, MACs of one image at the size that was trained at."""
+    return {
+        "model": name,
+        "top1_percent": result.best_top1,
+        "parameters": count_parameters(predictor.network)[1],
+        "macs": count_macs(predictor.network, predictor.data_config["input_size"]),
+        "seconds": result.seconds,
+    }
 
 
-def _print_rows(rows: Sequence[ComparedModel]) -> None:
+def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
     table = new_table("Model", "Top-1 %", "Params M", "GMACs", "Seconds")
-    for row in rows:
-        table.add_row(
-            row.model,
-            f"{row.top1_percent:.2f}",
-            f"{row.parameters / 1e6:.2f}",
-            f"{row.macs / 1e9:.3f}",
-            f"{row.seconds:.0f}",
-        )
+    for name, top1_percent, parameters, macs, seconds in (row.values() for row in rows):
+        table.add_row(name, f"{top1_percent:.2f}", f"{parameters / 1e6:.2f}", f"{macs / 1e9:.3f}", f"{seconds:.0f}")
     print()
     print_table(table)
 
 
-def _draw(results: dict[str, TrainResult], best: str, config: CompareConfig, path: Path) -> None:
-    """The learning curves of all models, and what the best one says of validation images."""
+def _draw(results: dict[str, TrainResult], best: str, predictor: Predictor, config: CompareConfig, path: Path) -> None:
+    """Draws the learning curves of all models, and the predictions of the best one for validation images."""
     # Of the moving average where one is kept, as `best_top1` is.
     curves = {
         name: [row.get("ema_top1", row["val_top1"]) for row in result.metrics] for name, result in results.items()
     }
-    images, class_names, predicted = _predictions(results[best].output / "best.pt", config)
-    columns, rows = sheet_shape(class_names)
-    shown = choose_images(predicted, images.labels, count=columns * rows)
+    trained_split = predictor.checkpoint.extra["split"]
+    evaluation = open_evaluation(str(config.data), data_dir=config.data_dir, trained_split=trained_split)
+    predictions = predictor(evaluation.images, top_k=1, batch_size=64, workers=config.workers)
+    predicted = {index: answer.labels[0][0] for index, answer in enumerate(predictions) if answer.error is None}
+    labels = [evaluation.class_names[label] for label in evaluation.images.labels]
+    columns, rows = sheet_shape(evaluation.class_names)
     samples = [
-        Sample(images.load(index), class_names[predicted[index]], class_names[images.label(index)]) for index in shown
+        Sample(evaluation.images.load(index), predicted[index], labels[index])
+        for index in choose_images(predicted, labels, count=columns * rows)
     ]
     comparison_figure(
         curves,
         samples,
         path,
         sheet_title=f"{best} on validation images",
-        sheet_note=_describe_sheet(samples, predicted, images.labels),
+        sheet_note=_describe_sheet(samples, predicted, labels),
     )
 
 
-def _predictions(checkpoint_path: Path, config: CompareConfig) -> tuple[ImageSet, Sequence[str], dict[int, int]]:
-    """The validation images, the class names, and the class given to each image that can be read."""
-    model, checkpoint = build_model(checkpoint_path)
-    trained_split = checkpoint.extra.get("split")
-    evaluation = open_evaluation(str(config.data), data_dir=config.data_dir, trained_split=trained_split)
-    machine = find_machine(config.device)
-    assert checkpoint.data_config is not None
-    loader = evaluation_loader(
-        evaluation.images, checkpoint.data_config, batch_size=64, machine=machine, workers=config.workers
-    )
-    model.to(machine.device).eval()
-    predicted: dict[int, int] = {}
-    with torch.inference_mode(), machine.autocast():
-        for batch in loader:
-            if len(batch.images):
-                classes = model(batch.images.to(machine.device)).argmax(dim=-1)
-                predicted.update(zip(batch.indices.tolist(), classes.tolist(), strict=True))
-    return evaluation.images, evaluation.class_names, predicted
-
-
-def choose_images(predicted: dict[int, int], labels: Sequence[int], *, count: int) -> list[int]:
+def choose_images(predicted: dict[int, str], labels: Sequence[str], *, count: int) -> list[int]:
     """Images for the sheet, in their order: evenly from all of them, and every mistake where mistakes are few."""
     readable = sorted(predicted)
     mistakes = [index for index in readable if predicted[index] != labels[index]]
@@ -151,7 +116,7 @@ def choose_images(predicted: dict[int, int], labels: Sequence[int], *, count: in
     return sorted([*must, *(others[place] for place in places)])
 
 
-def _describe_sheet(samples: Sequence[Sample], predicted: dict[int, int], labels: Sequence[int]) -> str:
+def _describe_sheet(samples: Sequence[Sample], predicted: dict[int, str], labels: Sequence[str]) -> str:
     mistakes = sum(label != labels[index] for index, label in predicted.items())
     shown = sum(sample.predicted != sample.label for sample in samples)
     among = "all of them" if shown == mistakes else f"{shown} of them"

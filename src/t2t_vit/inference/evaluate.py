@@ -1,56 +1,82 @@
 """Accuracy of a network on labelled images."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from timm.data import resolve_model_data_config
 from timm.layers import to_2tuple
-from timm.models import get_model_input_config
 from timm.task.evaluator import ClassificationEvaluator
-from torch import nn
+from torch.utils.data import DataLoader
 
-from t2t_vit.data.loading import (
-    DrawnImages,
-    Normalize,
-    NormalizedLoader,
-    eval_transform,
-    evaluation_batches,
-    make_loader,
-)
-from t2t_vit.data.sources import Evaluation, ImageSet, open_evaluation, other_classes
+from t2t_vit.data.loading import Batch
+from t2t_vit.data.sources import Evaluation, open_evaluation, other_classes
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.config import EvalConfig
-from t2t_vit.models.weights import build_model
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
+from t2t_vit.options import configure
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine, one_of_several
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        top1_percent: share of images whose likeliest class is right.
-        top5_percent: share of images whose class is among the five likeliest.
+        top1: percentage of images whose likeliest class is right.
+        top5: percentage of images whose class is among the five likeliest.
         loss: mean cross-entropy.
         num_images: images evaluated.
         unreadable: a sentence for each image that could not be read.
     """
 
-    top1_percent: float
-    top5_percent: float
+    top1: float
+    top5: float
     loss: float
     num_images: int
     unreadable: tuple[str, ...] = ()
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The numbers by name, unreadable images counted."""
+        numbers = asdict(self)
+        numbers["num_unreadable"] = len(numbers.pop("unreadable"))
+        return numbers
 
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    loader: NormalizedLoader,
-    machine: Machine,
+
+def evaluate(data: str, *, checkpoint: str, **settings: Any) -> Accuracy:
+    """Measures a checkpoint's accuracy on labelled images, as the command `eval` does.
+
+    Args:
+        data: a folder, or the name of a data set.
+        checkpoint: weights, in any known format: a path or an http(s) URL.
+        settings: the flags of the command, such as `batch_size=64` or `use_ema=False`.
+
+    Raises:
+        UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
+    """
+    config = configure(EvalConfig, data=data, checkpoint=checkpoint, **settings)
+    return _evaluate(config, _machine_of(config), Display(silent=True))
+
+
+@one_of_several()
+def evaluate_command(config: EvalConfig) -> None:
+    """`t2t-vit eval`: prints the accuracy of a checkpoint, the last line as the official code prints it, or as JSON."""
+    machine = _machine_of(config)
+    display = Display(silent=not machine.is_main_process, stderr=config.json)
+    found = _evaluate(config, machine, display)
+    left_out = f", {len(found.unreadable)} unreadable left out" if found.unreadable else ""
+    display.say(f"{found.num_images:,} images on {machine}: loss {found.loss:.4f}, top-5 {found.top5:.2f} %{left_out}")
+    if not config.json:
+        display.say(f"Top-1 accuracy of the model is: {found.top1:.1f}%")
+    elif machine.is_main_process:
+        print(json.dumps(found.metrics))
+
+
+def measure_accuracy(
+    predictor: Predictor,
+    loader: "DataLoader[Batch]",
     display: Display,
     *,
     label: str = "evaluating",
@@ -59,116 +85,57 @@ def evaluate(
     """Measures a network on every image of a loader; of several processes, each has a part and all get the whole.
 
     Args:
-        model: the network; its mode is set to evaluation and restored.
-        loader: batches of images.
-        machine: where and in which precision.
-        display: shows the progress.
-        label: what the progress is called.
-        stop: asked after each batch; when true, the rest is left out. All processes must answer alike.
+        display, label, stop: as for `Predictor.stream`.
     """
-    was_training = model.training
-    model.eval()
+    machine = predictor.machine
     evaluator = ClassificationEvaluator(machine.device)
     unreadable: list[str] = []
-    with display.steps(label, len(loader)) as steps:
-        for batch in loader:
-            unreadable += batch.unreadable
-            if len(batch.images):
-                with machine.autocast():
-                    logits = model(batch.images)
-                evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
-            steps.advance()
-            if stop():
-                break
-    model.train(was_training)
-    found = evaluator.compute(distributed=machine.world_size > 1)
+    for batch, logits, _ in predictor.stream(loader, display=display, label=label, stop=stop):
+        unreadable += batch.unreadable
+        evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
     of_all = machine.gather((evaluator.num_samples, unreadable))
     return Accuracy(
-        top1_percent=found["top1"],
-        top5_percent=found["top5"],
-        loss=found["loss"],
+        **evaluator.compute(distributed=machine.world_size > 1),
         num_images=sum(count for count, _ in of_all),
         unreadable=tuple(sentence for _, sentences in of_all for sentence in sentences),
     )
 
 
-def evaluation_loader(
-    images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
-) -> NormalizedLoader:
-    """Every image once, over all processes, resized, cropped and normalised as the data configuration says."""
-    loader = make_loader(
-        DrawnImages(images, eval_transform(data_config)),
-        evaluation_batches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
-        workers=workers,
-        pin_memory=machine.device.type == "cuda",
-    )
-    return NormalizedLoader(loader, Normalize(data_config, machine.device))
+def _machine_of(config: EvalConfig) -> Machine:
+    return find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
 
 
-def data_config_of(model: nn.Module, **known: Any) -> dict[str, Any]:
-    """How images are prepared for a network: timm's input_size, mean, std, crop_pct and interpolation.
-
-    Args:
-        model: the network; its size and channels count, its pretrained configuration fills the rest.
-        known: entries that take precedence, such as a checkpoint's; None leaves an entry open.
-    """
-    size = {"input_size": get_model_input_config(model)["input_size"]}
-    config = resolve_model_data_config(
-        model, args=size | {key: value for key, value in known.items() if value is not None}
-    )
-    return {key: config[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
-
-
-@one_of_several()
-def evaluate_command(config: EvalConfig) -> None:
-    """`t2t-vit eval`: loads a checkpoint and prints its accuracy, the last line as the official code prints it.
-
-    Raises:
-        UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
-    """
-    half = config.amp or config.amp_dtype == "float16"
-    machine = find_machine(config.device, amp=half, amp_dtype=config.amp_dtype)
-    display = Display(silent=not machine.is_main_process)
+def _evaluate(config: EvalConfig, machine: Machine, display: Display) -> Accuracy:
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
-    model, checkpoint = machine.main_process_first(
-        lambda: build_model(config.checkpoint, model=config.model, use_ema=config.use_ema, **size)
-    )
-    display.say(str(checkpoint.report))
+    predictor = Predictor(config.checkpoint, machine=machine, model=config.model, use_ema=config.use_ema, **size)
+    display.say(str(predictor.checkpoint.report))
+    trained_split = predictor.checkpoint.extra.get("split")
     evaluation = machine.main_process_first(
-        lambda: open_evaluation(config.data, data_dir=config.data_dir, trained_split=checkpoint.extra.get("split"))
+        lambda: open_evaluation(config.data, data_dir=config.data_dir, trained_split=trained_split)
     )
-    display.say(f"{len(evaluation.images):,} images of {len(evaluation.class_names)} classes: {evaluation.part}")
-    _refuse_other_classes(model, checkpoint.class_names, evaluation)
-
-    known = {key: value for key, value in (checkpoint.data_config or {}).items() if key != "input_size"}
+    images = evaluation.images
+    display.say(f"{len(images):,} images of {len(evaluation.class_names)} classes: {evaluation.part}")
+    _refuse_other_classes(predictor, evaluation)
     loader = evaluation_loader(
-        evaluation.images,
-        data_config_of(model, **known),
-        batch_size=config.batch_size,
-        machine=machine,
-        workers=config.workers,
+        images, predictor.data_config, batch_size=config.batch_size, machine=machine, workers=config.workers
     )
-    found = evaluate(model.to(machine.device), loader, machine, display)
+    found = measure_accuracy(predictor, loader, display)
     if found.unreadable and not config.skip_unreadable:
         raise UserError(
-            f"{len(found.unreadable)} of {len(evaluation.images)} images cannot be read: "
+            f"{len(found.unreadable)} of {len(images)} images cannot be read: "
             f"{abbreviate(found.unreadable, separator='; ')}. Replace them, or leave them out with --skip-unreadable."
         )
-    left_out = f", {len(found.unreadable)} unreadable left out" if found.unreadable else ""
-    display.say(
-        f"{found.num_images:,} images on {machine}: loss {found.loss:.4f}, top-5 {found.top5_percent:.2f} %{left_out}"
-    )
-    display.say(f"Top-1 accuracy of the model is: {found.top1_percent:.1f}%")
+    return found
 
 
-def _refuse_other_classes(model: nn.Module, class_names: list[str] | None, evaluation: Evaluation) -> None:
-    found = list(evaluation.class_names)
-    if model.num_classes != len(found):
+def _refuse_other_classes(predictor: Predictor, evaluation: Evaluation) -> None:
+    found, trained = evaluation.class_names, predictor.checkpoint.class_names
+    if len(predictor.class_names) != len(found):
         raise UserError(
-            f"The checkpoint tells {model.num_classes} classes apart, {evaluation.part} has {len(found)}: "
+            f"The checkpoint tells {len(predictor.class_names)} classes apart, {evaluation.part} has {len(found)}: "
             "evaluate on the data that it was trained for."
         )
-    if class_names is not None and (different := other_classes(found, class_names)):
+    if trained is not None and (different := other_classes(found, trained)):
         raise UserError(
             f"The classes of {evaluation.part} are not the checkpoint's: {different}. "
             "Rename the folders as they were in training."

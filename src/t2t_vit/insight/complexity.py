@@ -1,4 +1,4 @@
-"""What networks cost: parameters and multiply-accumulates."""
+"""The cost of networks: parameters and multiply-accumulates."""
 
 import copy
 import dataclasses
@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2t_vit.errors import UserError
 from t2t_vit.insight.config import ModelsConfig
+from t2t_vit.models.factory import create_model
 from t2t_vit.models.mixers import PerformerMixer
-from t2t_vit.models.variants import VARIANTS, list_models, resolve_any_name
+from t2t_vit.models.names import list_models, resolve_name, variant_of
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 
@@ -26,7 +27,7 @@ FROZEN_TABLES = ("pos_embed", "w")
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
-    """One network's row; None where a column makes no sense for it, or nobody published a figure.
+    """A network's row in the table. A field that a network does not have, or that nobody published, is None.
 
     Attributes:
         tokens: kind of T2T module.
@@ -52,7 +53,7 @@ class Complexity:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many numbers of a network are trained, and how many there are with the frozen ones (see FROZEN_TABLES)."""
+    """The number of a network's trained parameters, and of all its parameters with the FROZEN_TABLES."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tables = sum(buffer.numel() for name, buffer in model.named_buffers() if name.rpartition(".")[2] in FROZEN_TABLES)
@@ -62,10 +63,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
     """Multiply-accumulates of one evaluated image, the attention products included.
 
-    It runs a copy of the network on the meta device, where tensors have a shape and no content. Attention takes its
-    plain path there, two matrix products, as fused attention counts for nothing in PyTorch before 2.15. The network is
-    counted as the paper defines it: a performer's output projection once for each token, though it is computed once for
-    each random feature.
+    A copy of the network runs on the meta device, where tensors have a shape and no content. Attention is counted as
+    two plain matrix products, since PyTorch before 2.15 counts nothing for fused attention. A performer's output
+    projection is counted as in the paper, once for each token, though it is computed once for each random feature.
 
     Args:
         model: any network that takes images.
@@ -98,12 +98,12 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
     Raises:
         UserError: for an unknown name, or a size that the model cannot take.
     """
-    name = resolve_any_name(name)
+    name = resolve_name(name)
     input_size = input_size_of(name, img_size)
     height, width = input_size[1:]
     try:
         with torch.device("meta"):
-            model = create_for(name, img_size)
+            model = create_model(name, img_size=img_size)
         macs = count_macs(model, input_size)
     except UserError:
         raise
@@ -122,22 +122,15 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
 
 
 def input_size_of(name: str, img_size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
-    """The (C, H, W) of a model's images; where the size is None, the model's own."""
+    """The (C, H, W) of a model's images, at a given size or at the model's own."""
     in_chans, *own_size = timm.get_pretrained_cfg(name).input_size
     height, width = own_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
     return in_chans, height, width
 
 
-def create_for(name: str, img_size: int | tuple[int, int] | None = None) -> nn.Module:
-    """A model with random weights for images of this size; where it is None, of the model's own."""
-    # A network of fixed size, with a table of positions, is built for it; others take any.
-    fixed = img_size is not None and timm.get_pretrained_cfg(name).fixed_input_size
-    return timm.create_model(name, **{"img_size": input_size_of(name, img_size)[1:]} if fixed else {})
-
-
 def models(config: ModelsConfig) -> None:
-    """Prints the table of models, and writes it where asked."""
-    names = dict.fromkeys([*list_models(), *map(resolve_any_name, config.names)])
+    """`t2t-vit models`: prints the table of models, and writes it where asked."""
+    names = dict.fromkeys([*list_models(), *map(resolve_name, config.names)])
     rows = [describe(name, config.img_size) for name in names]
     if config.csv:
         write_csv(Path(config.csv), rows)
@@ -168,33 +161,22 @@ def print_complexity(rows: Iterable[Complexity]) -> None:
 
 
 def _structure(name: str, model: nn.Module) -> dict[str, Any]:
-    variant = VARIANTS.get(name.partition(".")[0])
-    if variant is not None:
-        args = variant.model_args
-        depth = args["depth"]
-        return {
-            "tokens": args.get("tokens", "performer"),
-            "embed_dim": args["embed_dim"],
-            "num_features": model.num_features,
-            "depth": depth if isinstance(depth, int) else sum(depth),
-            "num_heads": args["num_heads"],
-        }
-    embed_dim, blocks = getattr(model, "embed_dim", None), getattr(model, "blocks", None)
+    variant, blocks = variant_of(name), getattr(model, "blocks", None)
+    args = variant.model_args if variant else {}
+    embed_dim = args.get("embed_dim", getattr(model, "embed_dim", None))
     if not isinstance(embed_dim, int) or not blocks:  # a network of stages
         return dict.fromkeys(("tokens", "embed_dim", "num_features", "depth", "num_heads"))
-    num_heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None)
     return {
-        "tokens": None,
+        "tokens": args.get("tokens", "performer") if variant else None,
         "embed_dim": embed_dim,
         "num_features": model.num_features,
-        "depth": len(blocks),
-        "num_heads": num_heads,
+        "depth": len(getattr(model, "taps", blocks)),  # of ours, transitions between dense stages do not count
+        "num_heads": args.get("num_heads", getattr(getattr(blocks[0], "attn", None), "num_heads", None)),
     }
 
 
 def _published_top1(name: str) -> float | None:
-    arch, _, tag = name.partition(".")
-    variant = VARIANTS.get(arch)
+    variant, tag = variant_of(name), name.partition(".")[2]
     if variant is None or not tag:
         return variant.top1_percent if variant else None
     return next(weights.top1_percent for weights in variant.weights if weights.tag == tag)

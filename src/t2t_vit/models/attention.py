@@ -1,4 +1,4 @@
-"""Softmax attention, by the kernel that is quickest where it runs."""
+"""Softmax attention, by the quickest kernel for the device and the precision."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 QUERIES_AT_A_TIME = 512
 MAX_STORED_TOKENS = 4096
-"""Tokens up to which the weights of attention are kept for the backward pass."""
+"""Up to this many tokens the attention weights are kept for the backward pass."""
 
 
 @torch.fx.wrap
@@ -16,16 +16,17 @@ MAX_STORED_TOKENS = 4096
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) -> Tensor:
     """softmax(scale q k^T) v.
 
-    PyTorch's fused kernels store no weights of attention, and on a GPU nothing is quicker. On a CPU in bfloat16 two
-    plain products are (docs/log.md), of a part of the queries at a time. In training they keep the weights; of very
-    many tokens the backward pass computes them again, so that the memory is linear in the tokens here too.
+    PyTorch's fused kernels store no attention weights, and on a GPU nothing is quicker. On a CPU in bfloat16 two plain
+    matrix products are quicker (docs/log.md); they take a part of the queries at a time. In training they keep the
+    attention weights for the backward pass. Of more than MAX_STORED_TOKENS tokens they keep none, and the backward pass
+    computes the weights again, so that memory is linear in the tokens here too.
 
     Args:
         q: queries, (B, heads, N, D).
         k: keys, (B, heads, N, D).
         v: values, (B, heads, N, D).
-        scale: of the products.
-        drop: probability that a weight is dropped.
+        scale: factor of the products q k^T.
+        drop: probability that an attention weight is dropped.
 
     Returns:
         (B, heads, N, D).

@@ -51,9 +51,9 @@ class Block(nn.Module):
 
     @torch.jit.unused
     def _skips_dropped(self, x: Tensor) -> bool:
-        """Whether images that drop a branch are spared it: on a CPU, unless compiled or traced.
+        """Whether a branch is computed only for the images that keep it: on a CPU, unless compiled or traced.
 
-        A GPU would have to be waited for to know how many they are, and a graph has the shapes it was made with.
+        To know how many images keep it, the host would have to wait for a GPU; and a graph has fixed shapes.
         """
         traced = torch.jit.is_tracing() or not isinstance(x, Tensor)  # type: ignore[no-untyped-call]
         skips = self.training and isinstance(self.drop_path, DropPath) and not torch.compiler.is_compiling()
@@ -84,7 +84,7 @@ class Transition(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by what the average over the tokens says of it: x * sigmoid(W2 relu(W1 mean(x)))."""
+    """Scales each channel by a gate that the mean over the tokens sets: x * sigmoid(W2 relu(W1 mean(x)))."""
 
     def __init__(self, dim: int, *, reduction: int = 16, **factory: Any) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class ChannelScale(nn.Module):
 
 
 class HeadMixing(nn.Module):
-    """Multi-head softmax attention over ready queries, keys and values; unfused where attention maps are wanted."""
+    """Multi-head softmax attention over given queries, keys and values; unfused where attention maps are wanted."""
 
     fused_attn: Final[bool]
 
@@ -238,7 +238,7 @@ def build_backbone(
     drop_path: float = 0.0,
     **factory: Any,
 ) -> nn.ModuleList:
-    """The blocks of a backbone in order; each says by `out_dim` how wide its tokens are.
+    """The blocks of a backbone in order; the `out_dim` of each is the width of the tokens that it makes.
 
     Args:
         kind: "plain", "se", "ghost" or "dense".

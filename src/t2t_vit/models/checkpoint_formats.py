@@ -10,21 +10,18 @@ import http.client
 import json
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlparse
 
 import safetensors
 import torch
+from timm.models._hub import download_cached_file, load_model_config_from_path
 from torch import Tensor
 
-from t2t_vit.errors import UserError
-from t2t_vit.models.variants import RELEASES, resolve_name
-
-if TYPE_CHECKING:
-    from t2t_vit.models.weights import LoadReport
+from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.models.names import RELEASES, VARIANTS, plain_spelling
 
 FORMAT, VERSION = "t2t_vit", 1
 """What our own files say under `format` and `version`. Safetensors metadata holds it as JSON under `t2t_vit`."""
@@ -39,7 +36,7 @@ HUB_FOLDER = "timm hub folder"
 TRAINING_STATE = "training checkpoint"
 STATE_DICT = "bare state dict"
 SQUARE_KINDS = (OFFICIAL, OFFICIAL_CIFAR, TOKEN_LABELLING, MMPRETRAIN)
-"""Their code knows square grids only."""
+"""The code that writes these knows square grids only."""
 
 RAW_KEYS = ("state_dict", "model", "net")
 EMA_KEYS = ("state_dict_ema", "model_ema")
@@ -57,20 +54,38 @@ MMPRETRAIN_NAMES = (
 )
 """mmpretrain's names as patterns, and ours. It has no performer: its T2T modules are transformers or convolutions."""
 
-MAGIC = (
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
-    (b"%PDF", "a PDF"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch that with git lfs pull"),
-    (b"<", "a web page or XML"),
-)
+
+@dataclasses.dataclass
+class LoadReport:
+    """How a checkpoint went into a network.
+
+    Attributes:
+        path: where the checkpoint came from.
+        kind: its format, in words.
+        loaded: number of tensors that were loaded.
+        changed: what was resized, rebuilt or adapted, a sentence each.
+        left: tensors of the file that the network has no place for.
+        used_ema: whether the weights are the exponential moving average.
+    """
+
+    path: str
+    kind: str
+    loaded: int
+    changed: list[str]
+    left: list[str]
+    used_ema: bool
+
+    def __str__(self) -> str:
+        average = " (moving average of the weights)" if self.used_ema else ""
+        lines = [f"Loaded {self.loaded} tensors of the {self.kind} {self.path}{average}"]
+        lines += [f"  changed: {change}" for change in self.changed]
+        lines += [f"  left out: {abbreviate(self.left)}"] if self.left else []
+        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
         path: file, folder or URL that it came from.
@@ -82,7 +97,7 @@ class Checkpoint:
         class_names: names of the classes, when the file says them.
         data_config: input size, mean, std, crop and interpolation under timm's keys, when the file says them.
         extra: everything else in the file, such as `epoch`, `optimizer`, `args`.
-        report: how the weights went into a network, when `build_model` read the file.
+        report: how the weights went into a network, when `load_model` read the file.
     """
 
     path: str
@@ -94,15 +109,15 @@ class Checkpoint:
     class_names: list[str] | None = None
     data_config: dict[str, Any] | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-    report: "LoadReport | None" = None
+    report: LoadReport | None = None
 
 
 def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
-    """What a checkpoint holds, whatever its format.
+    """The content of a checkpoint, whatever its format.
 
     Args:
-        path: a file, a timm hub folder (config.json beside model.safetensors or pytorch_model.bin), or an http(s) URL,
-            which is downloaded once into torch.hub's cache.
+        path: a file; a folder of a training run, whose best.pt is read; a timm hub folder (config.json beside
+            model.safetensors or pytorch_model.bin); or an http(s) URL, which is downloaded once into torch.hub's cache.
         use_ema: take the exponential moving average of the weights where the file has one.
 
     Raises:
@@ -117,7 +132,7 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
         return _read(file, source, use_ema)
     except UserError as error:
         file.unlink(missing_ok=True)  # a broken download must not stay in the cache
-        raise UserError(f"{error} It came from {source}; the copy in the cache was removed.") from None
+        raise UserError(f"{error} The copy in the cache was removed.") from None
 
 
 def _download(url: str) -> Path:
@@ -125,20 +140,18 @@ def _download(url: str) -> Path:
     name = Path(urlparse(url).path).name
     if not url.startswith(RELEASES):  # names such as best.pt are many; the released ones are shared with timm
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not file.exists():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file))
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UserError(f"The checkpoint at {url} could not be downloaded: {error}.") from error
-    return file
+    try:
+        return Path(download_cached_file((url, name), check_hash=False, progress=True))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"The checkpoint at {url} could not be downloaded: {error}.") from error
 
 
 def _read(file: Path, source: str, use_ema: bool) -> Checkpoint:
     try:
         if not file.is_dir():
             return _read_file(file, source, use_ema)
+        if (file / "best.pt").exists():
+            return _read_file(file / "best.pt", str(file / "best.pt"), use_ema)
         return _read_hub_folder(file, source, use_ema)
     except FileNotFoundError as error:
         raise UserError(f"No checkpoint at {source}: there is no such file or folder.") from error
@@ -148,107 +161,75 @@ def _read(file: Path, source: str, use_ema: bool) -> Checkpoint:
 
 def _read_hub_folder(folder: Path, source: str, use_ema: bool) -> Checkpoint:
     """The weights, with what timm's config.json says; what the weights say themselves comes first."""
+    # timm would find the weights too, but neither our metadata in them nor a sentence for a file that cannot be read
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
     if not files or not (folder / "config.json").exists():
         raise UserError(
-            f"No checkpoint in the folder {source}: expected a config.json beside a model.safetensors or a "
-            "pytorch_model.bin. Name the file if it is another one."
+            f"No checkpoint in the folder {source}: expected a best.pt, or a config.json beside a model.safetensors or "
+            "a pytorch_model.bin. Name the file if it is another one."
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"The config.json in {source} is no JSON: {error}.") from error
-    cfg = config.get("pretrained_cfg", config)
-    labels = config.get("label_names") or cfg.get("label_names") or []
-    model_args = dict(config.get("model_args") or {})
-    if "num_classes" in config:  # some writers leave it out of model_args, for transformers' sake
-        model_args.setdefault("num_classes", config["num_classes"])
+        cfg, model, model_args = load_model_config_from_path(folder)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"The config.json in {source} is not timm's: {error!r}.") from error
+    if "num_classes" in cfg:  # some writers leave it out of model_args, for transformers' sake
+        model_args.setdefault("num_classes", cfg["num_classes"])
+    labels = cfg.get("label_names") or []
     weights = _read_file(files[0], str(files[0]), use_ema)
     return dataclasses.replace(
         weights,
         path=source,
         kind=HUB_FOLDER,
-        model=weights.model or config.get("architecture"),
+        model=weights.model or model,
         model_args=weights.model_args or model_args,
         class_names=weights.class_names or list(labels.values() if isinstance(labels, dict) else labels) or None,
         data_config=weights.data_config or {key: cfg[key] for key in DATA_KEYS if key in cfg} or None,
-        extra=weights.extra or config,
     )
 
 
 def _read_file(file: Path, source: str, use_ema: bool) -> Checkpoint:
     with file.open("rb") as stream:
-        head = stream.read(512)
-    if not head:
-        raise UserError(f"The checkpoint {source} is empty.")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:  # the format's own limit for its header
-        return _read_safetensors(file, source)
-    if head.startswith((b"PK", b"\x80\x02")):  # a zip archive, or a pickle as torch before 1.6 wrote it
-        return recognise(_read_torch(file, source), source, use_ema)
-    raise UserError(f"{source} is no checkpoint: it is {_describe(head)}.")
-
-
-def _describe(head: bytes) -> str:
-    """What a file is, by its first bytes."""
-    for magic, words in MAGIC:
-        if head.lstrip().startswith(magic):
-            return words
-    if head[257:262] == b"ustar":
-        return "a tar archive: unpack it first (the released .pth.tar files are torch files, not archives)"
-    return "a text file" if all(byte >= 32 or byte in b"\t\n\r" for byte in head) else "of a kind unknown here"
+        head = stream.read(9)
+    try:
+        if head[8:] == b"{":  # behind the length of a safetensors header, which is JSON
+            return _read_safetensors(file, source)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read raises
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # bytes that anyone wrote can fail in any way
+        if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"The checkpoint {source} was refused: it needs {needed[1]}, and unpickling that may run code. Only "
+                "tensors and plain values are read: where the file was made, save the state dict alone, or as "
+                "safetensors."
+            ) from error
+        raise UserError(
+            f"{source} is no checkpoint, or is cut off or damaged: expected a state dict written by torch.save (.pt, "
+            ".pth, .pth.tar, .bin) or a safetensors file. Copy or download a damaged file again, fetch a Git LFS "
+            "pointer with git lfs pull, unpack an archive."
+        ) from error
+    return recognise(content, source, use_ema)
 
 
 def _read_safetensors(file: Path, source: str) -> Checkpoint:
-    try:
-        with safetensors.safe_open(file, framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"The checkpoint {source} is cut off or damaged: {error}.") from error
+    with safetensors.safe_open(file, framework="pt") as stream:
+        metadata = stream.metadata() or {}
+        state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
     if FORMAT in metadata:
         return _ours({**json.loads(metadata[FORMAT]), "state_dict": state}, source, use_ema=False)
     checkpoint = recognise(state, source, use_ema=False)
     return dataclasses.replace(checkpoint, kind=SAFETENSORS if checkpoint.kind == STATE_DICT else checkpoint.kind)
 
 
-def _read_torch(file: Path, source: str) -> Any:
-    """The content of a file of torch.save, without running code from it."""
-    damaged = f"The checkpoint {source} is cut off or damaged: copy or download it again."
-    with file.open("rb") as stream:
-        zipped = stream.read(2) == b"PK"
-    if zipped and not zipfile.is_zipfile(file):  # its table of contents stands at the end
-        raise UserError(damaged)
-    if zipped:
-        with zipfile.ZipFile(file) as archive:
-            names = {Path(name).name for name in archive.namelist()}
-        if "data.pkl" not in names or "constants.pkl" in names:  # the latter marks TorchScript
-            raise UserError(
-                f"{source} is no checkpoint: it is a zip archive, such as an exported program; expected a state dict "
-                "written by torch.save."
-            )
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read raises
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # bytes that anyone wrote can fail in any way
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if needed is None:
-            raise UserError(damaged) from error
-        raise UserError(
-            f"The checkpoint {source} was refused: it needs {needed[1]}, and unpickling that may run code. Only "
-            "tensors and plain values are read: where the file was made, save the state dict alone, or as safetensors."
-        ) from error
-
-
 def recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
-    """What the content of a file holds, as it comes from `torch.load`.
+    """The checkpoint in the content of a file, as `torch.load` returns it.
 
     Args:
         content: a dictionary of any known format.
-        source: what to call it.
-        use_ema: take the exponential moving average of the weights where it has one.
+        source: the file's name, for messages.
+        use_ema: take the exponential moving average of the weights where the content has one.
 
     Raises:
         UserError: when it is no checkpoint.
@@ -264,9 +245,9 @@ def recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
         raw, ema = rest.pop("ema_state_dict"), raw  # mmengine swaps them when it saves: state_dict is the average
     kind = TRAINING_STATE
     if raw is None and ema is None:
-        raw, rest, kind = _tensors(content), {}, STATE_DICT
+        raw, rest, kind = content, {}, STATE_DICT
     used_ema = ema is not None and (use_ema or raw is None)
-    state = _unwrap(_tensors((ema if used_ema else raw) or {}))
+    state = _tensors((ema if used_ema else raw) or {})
     if not state:
         raise UserError(
             f"{source} is no checkpoint: it holds no tensors, neither at the top nor under "
@@ -281,7 +262,8 @@ def recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
         kind = OFFICIAL_CIFAR if "net" in content else OFFICIAL
     if isinstance(rest.get("args"), argparse.Namespace):
         rest["args"] = vars(rest["args"])
-    return Checkpoint(source, kind, state, used_ema, model=_known_name(rest.get("arch")), extra=rest)
+    arch = plain_spelling(str(rest.get("arch")).partition(".")[0])  # which timm's saver notes
+    return Checkpoint(source, kind, state, used_ema, model=arch if arch in VARIANTS else None, extra=rest)
 
 
 def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
@@ -293,7 +275,7 @@ def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
     return Checkpoint(
         source,
         OURS,
-        _unwrap(_tensors(ema if used_ema else raw)),
+        _tensors(ema if used_ema else raw),
         used_ema,
         model=content.pop("model", None),
         model_args=content.pop("model_args", None) or {},
@@ -305,17 +287,12 @@ def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
 
 def _take_weights(content: dict[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any] | None:
     """Removes the entry of the first key that holds a state dict, and returns it."""
-    for key in keys:
-        if isinstance(content.get(key), Mapping):
-            return content.pop(key)
-    return None
+    return next((content.pop(key) for key in keys if isinstance(content.get(key), Mapping)), None)
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-
-
-def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors among the entries, under their names without wrappers."""
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     for prefix in (*WRAPPERS, *WRAPPERS):  # in either order
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
@@ -328,11 +305,3 @@ def _rename_mmpretrain(state: dict[str, Tensor]) -> dict[str, Tensor]:
             key = re.sub(pattern, ours, key)
         renamed[key] = value
     return renamed
-
-
-def _known_name(arch: Any) -> str | None:
-    """The network that timm's saver noted, if it is one of ours."""
-    try:
-        return resolve_name(arch).partition(".")[0] if isinstance(arch, str) else None
-    except UserError:
-        return None

@@ -1,4 +1,4 @@
-"""Token transformers: a soft split, and how its tokens exchange what they know before the next one.
+"""Token transformers: each makes a soft split of a map and mixes its tokens.
 
 Both reduce a patch to a narrow token with a single head, and since the width changes the skip connection runs over the
 values: y = v + proj(attention(q, k, v)), then z = y + mlp(norm(y)). The norm and the projection to q, k and v are
@@ -81,23 +81,12 @@ class PerformerMixer(nn.Module):
         split: kernel, stride and padding of its soft split.
         of_pixels: whether the map is an image.
         drop: dropout after the projection and after the MLP, 0.1 in the official code.
-        kernel_ratio: number of random features over `dim`.
     """
 
     def __init__(
-        self,
-        in_chans: int,
-        dim: int,
-        split: Split,
-        *,
-        of_pixels: bool = False,
-        drop: float = 0.1,
-        kernel_ratio: float = 0.5,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_chans: int, dim: int, split: Split, *, of_pixels: bool = False, drop: float = 0.1, **factory: Any
     ) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         in_dim = in_chans * split[0] ** 2
         self.split = split
         self.of_pixels = of_pixels
@@ -111,24 +100,19 @@ class PerformerMixer(nn.Module):
             nn.Linear(dim, dim, **factory), nn.GELU(), nn.Linear(dim, dim, **factory), nn.Dropout(drop)
         )
         self.w: Tensor
-        self.register_buffer("w", torch.empty(int(dim * kernel_ratio), dim, **factory))
+        self.register_buffer("w", torch.empty(dim // 2, dim, **factory))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws new random features: orthogonal rows of norm sqrt(m)."""
+        if self.w.is_meta:  # a network that is built for its shapes draws nobody's random numbers
+            return
         num_features, dim = self.w.shape
         w = torch.empty(num_features, dim, device="cpu", dtype=torch.float32)  # QR exists in no half precision
         self.w.copy_(nn.init.orthogonal_(w) * math.sqrt(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Splits a map and mixes its tokens.
-
-        Args:
-            x: (B, in_chans, H, W).
-
-        Returns:
-            Tokens, (B, N, dim).
-        """
+        """Splits a map (B, in_chans, H, W) and mixes its tokens, (B, N, dim)."""
         norm, kqv = self.norm1, self.kqv
         x = norm_linear_over_patches(
             x, norm.weight, norm.bias, self.eps, kqv.weight, kqv.bias, self.split, self.of_pixels
@@ -141,21 +125,17 @@ class PerformerMixer(nn.Module):
 class SingleHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(in_dim)) v with one head, and the skip connection over v.
 
-    The scale is the input width's (147 and 576 in the paper's networks), not the head's: the released weights of
-    T2T-ViT_t need it.
+    The scale is of the input's width (147 and 576), not of the head's: the released weights of T2T-ViT_t need that.
     """
 
-    def __init__(
-        self, in_dim: int, dim: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, in_dim: int, dim: int, **factory: Any) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.scale = in_dim**-0.5
         self.qkv = nn.Linear(in_dim, 3 * dim, bias=False, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """Attends over tokens whose queries, keys and values are ready: (B, N, 3 * dim) to (B, N, dim)."""
+        """Attends with given queries, keys and values: (B, N, 3 * dim) to (B, N, dim)."""
         q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, dim) each
         return (v + self.proj(attention(q, k, v, scale=self.scale))).squeeze(1)
 
@@ -163,27 +143,13 @@ class SingleHeadAttention(nn.Module):
 class TransformerMixer(nn.Module):
     """Token transformer with softmax attention: the T2T module of T2T-ViT_t-14 to -24.
 
-    Args:
-        in_chans: channels of the map it takes.
-        dim: width of the tokens it makes.
-        split: kernel, stride and padding of its soft split.
-        of_pixels: whether the map is an image.
-        drop: dropout inside the MLP, 0 in the official code.
+    Args: those of `PerformerMixer`; `drop` is the MLP's dropout, 0 in the official code.
     """
 
     def __init__(
-        self,
-        in_chans: int,
-        dim: int,
-        split: Split,
-        *,
-        of_pixels: bool = False,
-        drop: float = 0.0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_chans: int, dim: int, split: Split, *, of_pixels: bool = False, drop: float = 0.0, **factory: Any
     ) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         in_dim = in_chans * split[0] ** 2
         self.split = split
         self.of_pixels = of_pixels

@@ -1,4 +1,12 @@
-"""Soft splits: maps cut into overlapping patches, and linear layers over the patches without cutting them out."""
+"""Soft splits: overlapping patches of a map, and linear layers over the patches without cutting them out.
+
+The paper defines a soft split of a map x, (B, C, H, W), as
+
+    F.unfold(x, kernel, padding=padding, stride=stride).transpose(1, 2)
+
+that is tokens (B, N, C * kernel * kernel), row by row, channels outermost within a token. The functions here compute
+what a linear layer, with a norm before it or without, makes of these tokens; they never store the tokens themselves.
+"""
 
 import contextlib
 from collections.abc import Sequence
@@ -6,7 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2t_vit.errors import UserError
 
@@ -14,39 +22,6 @@ Split = tuple[int, int, int]
 """Kernel, stride and padding of a soft split, in pixels of the map it splits."""
 
 PAPER_SPLITS: tuple[Split, ...] = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
-
-
-class SoftSplit(nn.Module):
-    """Unfolds a map into overlapping patches, a token each, as the paper describes it.
-
-    The networks never do: `linear_over_patches` and `norm_linear_over_patches` come to the same.
-
-    Args:
-        kernel: side of a patch.
-        stride: step from one patch to the next.
-        padding: zeros added at each border.
-    """
-
-    def __init__(self, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.stride = stride
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Splits a map.
-
-        Args:
-            x: (B, C, H, W).
-
-        Returns:
-            Tokens, (B, N, C * kernel * kernel), row by row, channels outermost within a token.
-        """
-        return F.unfold(x, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
-
-    def extra_repr(self) -> str:
-        """What print(model) shows."""
-        return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -60,7 +35,7 @@ def to_map(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def linear_over_patches(x: Tensor, weight: Tensor, bias: Tensor | None, split: Split) -> Tensor:
-    """linear(soft_split(x)): a convolution, whose filters are the rows of the linear.
+    """linear(soft_split(x)), by a convolution whose filters are the rows of the linear layer.
 
     Args:
         x: (B, C, H, W).
@@ -101,7 +76,7 @@ def norm_linear_over_patches(
 
         W (gamma (p - mu) / sqrt(s^2 + eps) + beta) + b = W' p / sqrt(s^2 + eps) + (W beta + b),
 
-    where W' is W gamma with its mean subtracted from each row: so it does not see mu.
+    where W' is W gamma with each row's mean subtracted. Its rows sum to zero, so that mu cancels.
 
     Args:
         x: (B, C, H, W).
@@ -111,9 +86,9 @@ def norm_linear_over_patches(
         weight: the linear's, (D, C * kernel * kernel).
         bias: the linear's, (D,).
         split: kernel, stride and padding.
-        of_pixels: whether x is an image, which is convolved in float32 even under autocast. In a smooth part of it mu
-            is many times s, and rows of W' that are rounded to half precision do not cancel it. (Not in TorchScript,
-            which has no switch for autocast.)
+        of_pixels: whether x is an image, which is convolved in float32 even under autocast. In a smooth part of an
+            image mu is many times s, and rows of W' that are rounded to half precision do not cancel mu. (TorchScript
+            has no switch for autocast, and convolves images as they come.)
 
     Returns:
         Tokens, (B, N, D).
@@ -139,8 +114,7 @@ def variance_of_patches(x: Tensor, split: Split) -> Tensor:
     """The variance of each patch over its channels and pixels, in float32 or wider.
 
     By the law of total variance, over the channels, then along the rows, then along the columns: the mean of the
-    variances plus the variance of the means. Nothing cancels, as it does in E[p^2] - E[p]^2, of which rounding errors
-    are left where a patch is smooth.
+    variances plus the variance of the means. E[p^2] - E[p]^2 would leave only rounding errors of a smooth patch.
 
     Args:
         x: (B, C, H, W).
@@ -163,7 +137,7 @@ def variance_of_patches(x: Tensor, split: Split) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Switches autocast off for the device of a tensor; the meta device has none."""
+    """Switches autocast off for the device of a tensor; the meta device has no autocast."""
     return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 

@@ -131,10 +131,9 @@ class T2TViT(nn.Module):
         """Initialises every tensor as the official code does.
 
         Args:
-            needs_reset: also resets what the modules initialised themselves when they were built; needed after
-                `to_empty`.
+            needs_reset: also calls `reset_parameters` of the other modules, which is needed after `to_empty`.
         """
-        if self.cls_token.is_meta:  # nothing to initialise, and a table of models is built quicker
+        if self.cls_token.is_meta:  # nothing to initialise
             return
         trunc_normal_(self.cls_token, std=0.02)
         with torch.no_grad():
@@ -169,8 +168,8 @@ class T2TViT(nn.Module):
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str) -> None:
-        """Loads a checkpoint of any known format: what timm calls for `pretrained=True`."""
-        from t2t_vit.models.weights import load_checkpoint  # weights knows the network, not the other way round
+        """Loads a checkpoint of any known format; timm calls this for `pretrained=True`."""
+        from t2t_vit.models.weights import load_checkpoint  # here, because weights imports this module
 
         load_checkpoint(self, checkpoint_path)
 
@@ -232,7 +231,7 @@ class T2TViT(nn.Module):
         x = self._embed(x)
         intermediates = []
         for i, block in enumerate(self.blocks[: self.taps[last] + 1] if stop_early else self.blocks):
-            x = self._run(block, x)
+            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
             if i in wanted:
                 if norm and x.shape[-1] != self.num_features:
                     raise UserError(
@@ -253,11 +252,11 @@ class T2TViT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops what the chosen blocks' tokens do not need.
+        """Drops the layers that the output of the chosen blocks does not need.
 
         Args:
             indices: blocks to keep the output of; see `forward_intermediates`.
-            prune_norm: drop the final norm. It goes in any case when it no longer fits the width.
+            prune_norm: drop the final norm, which is dropped in any case when it no longer fits the width.
             prune_head: drop the head and the pooling.
 
         Returns:
@@ -310,28 +309,19 @@ class T2TViT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def _embed(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2], x.shape[-1]
         pos_embed = self.pos_embed
         if self.dynamic_img_size:
             pos_embed = resample_positions(pos_embed, self.grid_size, self._grid_of(x))
         else:
-            torch._assert(
-                height == self.img_size[0],
-                f"Image height does not fit: the model takes {self.img_size}; see set_input_size, dynamic_img_size.",
-            )
-            torch._assert(
-                width == self.img_size[1],
-                f"Image width does not fit: the model takes {self.img_size}; see set_input_size, dynamic_img_size.",
-            )
+            advice = f"does not fit: the model takes {self.img_size}; see set_input_size, dynamic_img_size."
+            torch._assert(x.shape[-2] == self.img_size[0], f"Image height {advice}")
+            torch._assert(x.shape[-1] == self.img_size[1], f"Image width {advice}")
         x = self.tokens_to_token(x)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h * w, D)
         return self.pos_drop(x + pos_embed)
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         return grid_size((x.shape[-2], x.shape[-1]), self.tokens_to_token.splits)
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        return checkpoint(block, x) if self.grad_checkpointing else block(x)
 
     def _describe_blocks(self) -> None:
         """Notes which blocks are taps (all but transitions) and the width that comes out of the last."""

@@ -1,4 +1,4 @@
-"""From pixels to tokens: the tokens-to-token module (section 3.1 of the paper), and what it is compared with."""
+"""From pixels to tokens: the tokens-to-token module (section 3.1 of the paper), and the modules it is compared with."""
 
 import math
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class TokensToToken(nn.Module):
             raise UserError(closest(tokens, MIXERS, "kind of token transformer"))
         self.splits = checked_splits(splits)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        drop = {} if token_drop_rate is None else {"drop": token_drop_rate}
+        drop: dict[str, Any] = {} if token_drop_rate is None else {"drop": token_drop_rate}
         self.attention1 = MIXERS[tokens](in_chans, token_dim, self.splits[0], of_pixels=True, **drop, **factory)
         self.attention2 = MIXERS[tokens](token_dim, token_dim, self.splits[1], **drop, **factory)
         self.project = nn.Linear(token_dim * self.splits[2][0] ** 2, embed_dim, **factory)
@@ -71,7 +71,7 @@ class TokensToToken(nn.Module):
             x: images, (B, in_chans, H, W), normalised.
 
         Returns:
-            Tokens, (B, h * w, embed_dim), row by row of the grid that `grid_size` tells.
+            Tokens, (B, h * w, embed_dim), row by row; `grid_size` gives h and w.
         """
         height, width = num_patches(x.shape[-2], self.splits[0]), num_patches(x.shape[-1], self.splits[0])
         x = to_map(self.attention1(x), height, width)  # (B, token_dim, height, width)

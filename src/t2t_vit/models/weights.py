@@ -1,7 +1,5 @@
 """Weights into networks: fits a checkpoint to a network, says what was changed, and refuses another network's file."""
 
-import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -14,20 +12,10 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError, abbreviate
-from t2t_vit.models.checkpoint_formats import OFFICIAL_CIFAR, SQUARE_KINDS, Checkpoint, read_checkpoint, recognise
+from t2t_vit.models.checkpoint_formats import SQUARE_KINDS, Checkpoint, LoadReport, read_checkpoint, recognise
+from t2t_vit.models.names import VARIANTS, variant_of
 from t2t_vit.models.positions import resample_positions
 from t2t_vit.models.t2t_vit import T2TViT
-from t2t_vit.models.variants import VARIANTS, resolve_any_name
-
-__all__ = [
-    "Checkpoint",
-    "LoadReport",
-    "build_model",
-    "identify",
-    "load_checkpoint",
-    "load_for_transfer_learning",
-    "read_checkpoint",
-]
 
 _logger = logging.getLogger(__name__)
 
@@ -48,34 +36,6 @@ INPUT_LAYERS = (
 QKV = "tokens_to_token.attention1.attn.qkv.weight"
 
 
-@dataclasses.dataclass
-class LoadReport:
-    """How a checkpoint went into a network.
-
-    Attributes:
-        path: where the checkpoint came from.
-        kind: its format, in words.
-        loaded: number of tensors that were loaded.
-        changed: what was resized, rebuilt or adapted, a sentence each.
-        left: tensors of the file that the network has no place for.
-        used_ema: whether the weights are the exponential moving average.
-    """
-
-    path: str
-    kind: str
-    loaded: int
-    changed: list[str]
-    left: list[str]
-    used_ema: bool
-
-    def __str__(self) -> str:
-        average = " (moving average of the weights)" if self.used_ema else ""
-        lines = [f"Loaded {self.loaded} tensors of the {self.kind} {self.path}{average}"]
-        lines += [f"  changed: {change}" for change in self.changed]
-        lines += [f"  left out: {abbreviate(self.left)}"] if self.left else []
-        return "\n".join(lines)
-
-
 def load_checkpoint(
     model: nn.Module, checkpoint: str | Path | Checkpoint, use_ema: bool = True, *, strict: bool = False
 ) -> LoadReport:
@@ -87,7 +47,7 @@ def load_checkpoint(
     Args:
         model: the network.
         checkpoint: a path or an http(s) URL in any format that `read_checkpoint` knows, or what it returned.
-        use_ema: take the exponential moving average where the file has one; of no meaning for a `Checkpoint`.
+        use_ema: take the exponential moving average where the file has one; a `Checkpoint` has made that choice.
         strict: refuse a file that does not fit as it is.
 
     Raises:
@@ -118,7 +78,7 @@ def load_for_transfer_learning(
         checkpoint_path: a path or an http(s) URL in any format that `read_checkpoint` knows.
         use_ema: take the exponential moving average where the file has one.
         strict: refuse a file that does not fit as it is.
-        num_classes: the network's classes, told twice.
+        num_classes: the network's number of classes, as a check.
 
     Raises:
         UserError: when the network has another number of classes, or the file does not fit.
@@ -140,48 +100,6 @@ def fit_state_dict(content: Mapping[str, Any], model: nn.Module) -> dict[str, Te
     return _fit(recognise(content, "the pretrained file", True), model)[0]
 
 
-def build_model(
-    path: str | Path, *, model: str | None = None, use_ema: bool = True, **overrides: Any
-) -> tuple[nn.Module, Checkpoint]:
-    """Makes the network that a file is for, with its weights.
-
-    Args:
-        path: a path or an http(s) URL in any format that `read_checkpoint` knows.
-        model: name of the network; None takes the one that the file names, or that its tensors fit.
-        use_ema: take the exponential moving average where the file has one.
-        overrides: arguments for `timm.create_model` that take precedence over the file's.
-
-    Returns:
-        The network, and the checkpoint with the `report` of the load.
-
-    Raises:
-        UserError: when the file cannot be read, or no network is known that it fits.
-    """
-    checkpoint = read_checkpoint(path, use_ema)
-    name = model or checkpoint.model
-    alike: list[str] = []
-    if name is None:
-        name, *alike = identify(checkpoint.state_dict) or [""]
-        if not name:
-            raise UserError(
-                f"{checkpoint.path} fits no network known here, and does not say which it is for: it holds "
-                f"{abbreviate(list(checkpoint.state_dict))}. Name the model if it is one of timm's."
-            )
-    name = resolve_any_name(name)
-    arguments = dict(checkpoint.model_args) if name == checkpoint.model else {}
-    if not arguments.keys() - {"num_classes"}:
-        arguments = {**_arguments(checkpoint, name), **arguments}
-    if checkpoint.kind == OFFICIAL_CIFAR and timm.is_model_pretrained(f"{name}.cifar{arguments['num_classes']}"):
-        name += f".cifar{arguments['num_classes']}"  # for the mean, std and crop that these files were made with
-    network = timm.create_model(name, **{**arguments, **overrides})
-    report = load_checkpoint(network, checkpoint)
-    if alike:
-        report.changed.append(
-            f"model: taken for {name}, though {abbreviate(alike)} would fit too; name the model to choose"
-        )
-    return network, dataclasses.replace(checkpoint, report=report)
-
-
 def identify(state_dict: Mapping[str, Tensor]) -> list[str]:
     """The networks whose backbone a state dict fits, in table order; several where shapes cannot tell them apart.
 
@@ -197,21 +115,38 @@ def identify(state_dict: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-@functools.cache
-def _blueprint(name: str) -> T2TViT:
+def _blueprint(name: str, **model_args: Any) -> T2TViT:
     """A network of the table without storage, for its shapes and its grid."""
-    return _without_storage(name)
-
-
-def _without_storage(name: str, **model_args: Any) -> T2TViT:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # nobody's random numbers are drawn
+    with torch.device("meta"):
         network = timm.create_model(name, **model_args)
     assert isinstance(network, T2TViT)
     return network
 
 
+def arguments_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The arguments of `timm.create_model` that make a network of this name fit a checkpoint.
+
+    The file says them. Where it says no more than its number of classes, the shapes of its tensors tell the classes,
+    the input channels and, for a square grid of tokens, the image size.
+    """
+    says = checkpoint.model_args if checkpoint.model is not None and _base(checkpoint.model) == _base(name) else {}
+    if says.keys() - {"num_classes"} or variant_of(name) is None:
+        return dict(says)
+    state, blueprint = checkpoint.state_dict, _blueprint(name)
+    own = blueprint.state_dict()
+    arguments = {"num_classes": len(state["head.weight"]) if "head.weight" in state else 0}
+    first = _input_keys(own)[0]
+    if first in state and (in_chans := _input_channels(state[first].shape, own[first].shape, blueprint.in_chans)):
+        arguments["in_chans"] = in_chans
+    count = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else 0
+    side = math.isqrt(count)
+    if count and side * side == count and count != math.prod(blueprint.grid_size):
+        arguments["img_size"] = side * (blueprint.img_size[0] // blueprint.grid_size[0])
+    return {**arguments, **says}
+
+
 def _misfits(state: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """What keeps weights from being those of a network's backbone, a phrase each."""
+    """The reasons why weights cannot be those of a network's backbone, a phrase each."""
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(_heads_of(model))}
     input_keys = _input_keys(own)
     misfits = []
@@ -304,8 +239,8 @@ def _grid_of(checkpoint: Checkpoint, own_grid: tuple[int, int]) -> tuple[int, in
     """The grid (h, w) of a checkpoint's positions: as its metadata says, else square, else the network's own."""
     count = checkpoint.state_dict["pos_embed"].shape[1] - 1
     if checkpoint.kind not in SQUARE_KINDS:
-        if checkpoint.model is not None and _base(checkpoint.model) in VARIANTS:
-            grid = _without_storage(checkpoint.model, **checkpoint.model_args).grid_size
+        if checkpoint.model is not None and variant_of(checkpoint.model):
+            grid = _blueprint(checkpoint.model, **checkpoint.model_args).grid_size
             if math.prod(grid) == count:
                 return grid
         if math.prod(own_grid) == count:  # weights of this very network, saved bare, come back as they were
@@ -320,25 +255,8 @@ def _grid_of(checkpoint: Checkpoint, own_grid: tuple[int, int]) -> tuple[int, in
     )
 
 
-def _arguments(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """What a checkpoint's shapes say of its network: classes, input channels and, for a square grid, image size."""
-    if _base(name) not in VARIANTS:
-        return {}
-    state, blueprint = checkpoint.state_dict, _blueprint(name)
-    own = blueprint.state_dict()
-    arguments = {"num_classes": len(state["head.weight"]) if "head.weight" in state else 0}
-    first = _input_keys(own)[0]
-    if first in state and (in_chans := _input_channels(state[first].shape, own[first].shape, blueprint.in_chans)):
-        arguments["in_chans"] = in_chans
-    count = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else 0
-    side = math.isqrt(count)
-    if count and side * side == count and count != math.prod(blueprint.grid_size):
-        arguments["img_size"] = side * (blueprint.img_size[0] // blueprint.grid_size[0])
-    return arguments
-
-
 def _refusal(checkpoint: Checkpoint, model: nn.Module, misfits: list[str], *, nothing: bool) -> str:
-    """Why a checkpoint is not the network's."""
+    """The sentence that says why a checkpoint is not the network's."""
     expected, names = _name_of(model), identify(checkpoint.state_dict)
     if checkpoint.model is not None and (not names or _base(checkpoint.model) in names):
         names = [checkpoint.model]

@@ -113,7 +113,9 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
         found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Device {device!r} cannot be used: {str(error).splitlines()[0]} Try --device cpu.") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        reason = "no such device" if reason.startswith("Expected one of") else reason  # torch names twenty backends
+        raise UserError(f"Device {device!r} cannot be used: {reason}. There are: {', '.join(_devices())}.") from None
     if amp is None:
         amp = amp_dtype == "float16" or _has_fast_bfloat16(found)
     return Machine(found, getattr(torch, amp_dtype) if amp else None, rank, world_size)
@@ -127,6 +129,11 @@ def one_of_several() -> Iterator[None]:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _devices() -> list[str]:
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *(["cuda", *gpus] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def _refuse_too_few_gpus(device: str) -> None:

@@ -8,7 +8,7 @@ SHARES = ("data_wait", "host", "device_wait")
 
 
 class Stopwatch:
-    """Books each stretch of time on what it went to; runs as soon as it is made.
+    """Books each stretch of time on what it went to.
 
     Args:
         host_apart: whether the device works while this program goes on. On a CPU the program does that work itself,
@@ -17,6 +17,10 @@ class Stopwatch:
 
     def __init__(self, *, host_apart: bool) -> None:
         self._host_apart = host_apart
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was booked, and begins anew."""
         self._seconds = dict.fromkeys((*SHARES, "checkpoint"), 0.0)
         self._began = self._since = time.monotonic()
 

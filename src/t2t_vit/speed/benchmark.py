@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ import torch
 
 import t2t_vit
 from t2t_vit.errors import UserError, closest
-from t2t_vit.models.variants import resolve_any_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.hardware import hardware_name
@@ -23,7 +22,6 @@ from t2t_vit.speed.config import BenchmarkConfig
 from t2t_vit.speed.contenders import Contender, model_contender
 from t2t_vit.speed.turns import Outcome, measure
 
-PICTURE_FORMATS = (".png", ".svg")
 MACS_PER_TRAINED_MAC = 3  # forward, gradients of activations, gradients of weights
 
 
@@ -71,9 +69,9 @@ def benchmark(config: BenchmarkConfig) -> None:
     """Measures models side by side, one setting after the other.
 
     Raises:
-        UserError: for settings that cannot be meant, before anything is measured.
+        UserError: for an unknown model or baseline, before anything is measured.
     """
-    baseline = config.baseline and resolve_any_name(config.baseline)
+    baseline = config.baseline and resolve_name(config.baseline)
     compare_speed(dataclasses.replace(config, baseline=baseline), contender_groups(config))
 
 
@@ -81,10 +79,8 @@ def compare_speed(config: BenchmarkConfig, groups: Iterable[Sequence[Contender]]
     """Measures each group of contenders side by side; prints, writes and draws the results.
 
     Raises:
-        UserError: for wrong settings, or a baseline that is none of the contenders.
+        UserError: when the baseline is none of the contenders.
     """
-    if problems := _wrong_numbers(config) + _wrong_files(config):
-        raise UserError(" ".join(problems))
     groups = list(groups)
     baseline, names = config.baseline or groups[0][0].name, {contender.name for contender in groups[0]}
     if baseline not in names:
@@ -107,33 +103,13 @@ def compare_speed(config: BenchmarkConfig, groups: Iterable[Sequence[Contender]]
 
 def contender_groups(config: BenchmarkConfig) -> Iterator[list[Contender]]:
     """The models as contenders, each once, a group for each setting."""
-    models = dict.fromkeys(map(resolve_any_name, config.models))
+    models = dict.fromkeys(map(resolve_name, config.models))
     compile_modes = {"no": (None,), "yes": (config.compile_mode,), "both": (None, config.compile_mode)}[config.compile]
     sizes: tuple[int | None, ...] = config.img_size or (None,)
     settings = itertools.product(config.mode, config.precision, compile_modes, sizes, config.batch_size)
     for mode, precision, compile_mode, img_size, batch_size in dict.fromkeys(settings):
         setting = {"mode": mode, "precision": precision, "batch_size": batch_size, "compile_mode": compile_mode}
         yield [model_contender(name, img_size, **setting, channels_last=config.channels_last) for name in models]
-
-
-def _wrong_numbers(config: BenchmarkConfig) -> list[str]:
-    numbers = {name: getattr(config, name) for name in ("batch_size", "img_size", "threads", "rounds", "seconds")}
-    problems = []
-    for name, value in numbers.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and number <= 0:
-                problems.append(f"--{name.replace('_', '-')} must be more than 0, got {number}.")
-    return problems
-
-
-def _wrong_files(config: BenchmarkConfig) -> list[str]:
-    problems = []
-    if config.plot and Path(config.plot).suffix not in PICTURE_FORMATS:
-        problems.append(f"--plot writes {' or '.join(PICTURE_FORMATS)}, got {config.plot}.")
-    for path in filter(None, (config.csv, config.plot)):
-        if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-            problems.append(f"Cannot write {path}: name a file in a folder that is there.")
-    return problems
 
 
 def rows_of(outcomes: Sequence[Outcome], *, baseline: str, hardware: str, threads: int | None = None) -> list[Row]:
@@ -200,7 +176,7 @@ def _three_digits(value: float | None) -> str:
 
 def draw_rows(rows: Sequence[Row], path: str) -> None:
     """Writes rows as bars, a panel for each mode."""
-    from t2t_vit.pictures.plots import Bar, speed_figure  # matplotlib, where a picture is asked for
+    from t2t_vit.pictures.figures import Bar, speed_figure  # matplotlib, where a picture is asked for
 
     settings = [
         (row.precision, f"batch size {row.batch_size}", f"{_pixels(row)} pixels", f"compile: {row.compile}")

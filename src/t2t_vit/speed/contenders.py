@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2t_vit.insight.complexity import count_macs, create_for, input_size_of
+from t2t_vit.insight.complexity import count_macs, input_size_of
+from t2t_vit.models.factory import create_model
 from t2t_vit.runtime.machine import Machine
 
 
@@ -42,7 +43,7 @@ class Contender:
 
 def model_contender(model: str, img_size: int | None = None, **setting: Any) -> Contender:
     """A model of this package or of timm, with random weights; an `img_size` of None takes the model's own."""
-    return Contender(model, partial(create_for, model, img_size), input_size_of(model, img_size), **setting)
+    return Contender(model, partial(create_model, model, img_size=img_size), input_size_of(model, img_size), **setting)
 
 
 def prepare(contender: Contender, device: torch.device) -> tuple[Callable[[], object], int]:

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.data import Mixup
 from timm.layers import to_2tuple
@@ -20,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from t2t_vit.data.sources import other_classes
 from t2t_vit.errors import UserError
-from t2t_vit.models.variants import resolve_any_name
-from t2t_vit.models.weights import LoadReport, build_model, load_checkpoint, read_checkpoint
+from t2t_vit.models.checkpoint_formats import LoadReport, read_checkpoint
+from t2t_vit.models.factory import create_model, load_model
+from t2t_vit.models.weights import load_checkpoint
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.config import TrainConfig
 
@@ -46,7 +46,7 @@ def build_network(
     size = {"img_size": config.img_size and to_2tuple(config.img_size)}
     resolved = resolve_model_input_args(name, size, num_classes=len(class_names))
     model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved}
-    model: Any = timm.create_model(name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path)
+    model: Any = create_model(name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path)
     report = _start_from(config.checkpoint, model, class_names) if config.checkpoint and not goes_on else None
     if config.freeze_backbone:
         head = set(model.get_classifier().parameters())
@@ -107,11 +107,11 @@ def _build_teacher(config: TrainConfig, student: nn.Module, class_names: Sequenc
     teacher: Any
     theirs = None
     if config.teacher_checkpoint:
-        teacher, checkpoint = build_model(config.teacher_checkpoint, model=config.teacher)
+        teacher, checkpoint = load_model(config.teacher_checkpoint, model=config.teacher)
         theirs = checkpoint.class_names
     else:
         try:
-            teacher = timm.create_model(resolve_any_name(config.teacher), pretrained=True)
+            teacher = create_model(config.teacher, pretrained=True)
         except (RuntimeError, OSError) as error:  # there are none, or no network
             raise UserError(
                 f"The teacher {config.teacher} comes without weights: {error}. Give them with --teacher-checkpoint."

@@ -21,7 +21,7 @@ from t2t_vit.training.settings import refuse_other_run
 def model_section(
     name: str, model_args: Mapping[str, Any], *, class_names: Sequence[str], data_config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a checkpoint says of its network, so that it can be rebuilt without anything else.
+    """What a checkpoint says of its network: enough to rebuild it without anything else.
 
     Args:
         name: its registered name.
@@ -83,12 +83,12 @@ def read_training_state(path: Path) -> dict[str, Any]:
 
 
 class Checkpointer:
-    """Writes what a run needs to go on, and goes on from it. All processes call it together; the first one writes.
+    """Writes what a run needs to go on, and restores it. All processes call it together; the main process writes.
 
     Args:
-        learner: what learns.
-        facts: what a checkpoint says beside the settings, such as of its network.
-        directory: of the run.
+        learner: holds the weights and the optimiser.
+        facts: what a checkpoint says besides the settings, such as of its network.
+        directory: the run's files.
         display: tells what could not be written.
 
     Attributes:
@@ -103,16 +103,17 @@ class Checkpointer:
         self.saved = False
 
     def save(self, progress: Progress, *, end_of_epoch: bool) -> None:
-        """Writes last.pt and, after an epoch, what comes of it. A disk that is full now may not be at the next save.
+        """Writes last.pt and, after an epoch, best.pt and the metrics.
 
         Raises:
-            UserError: when it cannot be written after the last epoch; else that is told.
+            UserError: a file cannot be written after the last epoch. Before, that is only told: a disk that is full now
+                may not be at the next save.
         """
         contents = {
             **self.facts,
             **self.learner.state(),
             "progress": asdict(progress.of_all(self.machine)),
-            "epoch": progress.epoch - 1,
+            "epoch": progress.metrics[-1]["epoch"] if progress.metrics else -1,
             "metrics": progress.metrics[-1] if progress.metrics else {},
         }
 
@@ -125,10 +126,10 @@ class Checkpointer:
         self.saved = failures[0] is None
         if end_of_epoch:
             if not self.saved:
-                progress.unsaved.append(progress.epoch - 1)
+                progress.unsaved.append(contents["epoch"])
             failures.append(self._failure(lambda: self.directory.write_metrics(progress.metrics)))
         for failure in filter(None, failures):
-            if progress.epoch == self.config.epochs:
+            if end_of_epoch and contents["epoch"] + 1 == self.config.epochs:
                 raise failure
             self.display.say(f"warning: {failure}")
 
@@ -138,10 +139,10 @@ class Checkpointer:
             self.display.say(f"warning: {failure}")
 
     def restore(self) -> Progress:
-        """Takes up where last.pt left.
+        """Restores the learner from last.pt, and returns how far the run was.
 
         Raises:
-            UserError: when it cannot be read, or the settings are such that the result would be another.
+            UserError: last.pt cannot be read, or was written under settings that would change the result.
         """
         state = read_training_state(self.directory.last)
         refuse_other_run(state, self.facts)
@@ -152,26 +153,24 @@ class Checkpointer:
             )
         self.learner.load_state(state)
         progress = Progress(**state["progress"])
-        if not self.machine.is_main_process:  # its sums are those of all
+        if not self.machine.is_main_process:  # the sums in the file are those of all processes
             progress.loss_sum, progress.num_images = 0.0, 0
-        if progress.batch == 0 and progress.metrics:  # it may have died before it came to this
+        if progress.metrics and progress.step == progress.evaluated_step:  # the run may have died before these writes
             self.machine.ask_main_process(lambda: self._file_epoch(progress))
             self.machine.ask_main_process(lambda: self.directory.write_metrics(progress.metrics))
-        self.display.say(f"Continuing {self.directory.path} at epoch {progress.epoch + 1}, batch {progress.batch + 1}.")
         return progress
 
     def _file_epoch(self, progress: Progress) -> None:
-        """What follows from last.pt after an epoch: best.pt and the checkpoints of the last epochs."""
-        epoch = progress.epoch - 1
-        best = progress.best()
-        if best is not None and best["epoch"] == epoch:
+        """Makes best.pt and the checkpoints of the last epochs from last.pt."""
+        row = progress.metrics[-1]
+        if progress.best() is row:
             link_checkpoint(self.directory.last, self.directory.best)
         if self.config.checkpoint_hist > 1:
-            link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
-            self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
+            link_checkpoint(self.directory.last, self.directory.of_epoch(row["epoch"]))
+            self.directory.forget_epochs_before(row["epoch"] - self.config.checkpoint_hist + 1)
 
     def _failure(self, write: Callable[[], None]) -> UserError | None:
-        """Lets the first process write; what kept it from that, in every process."""
+        """Lets the main process write. Returns, in every process, why that failed; None where it did not."""
         try:
             self.machine.ask_main_process(write)
         except UserError as error:

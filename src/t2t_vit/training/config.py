@@ -1,19 +1,19 @@
 """The settings of a training run. No torch here: the command line reads this for its help."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from t2t_vit.data.config import DATA_HELP
-from t2t_vit.options import argument, option, read_settings
+from t2t_vit.data.config import DATA_DIR_HELP, DATA_HELP, VAL_FRACTION_HELP
+from t2t_vit.options import Settings, argument, option, read_settings
 from t2t_vit.training.recipes import RECIPES, recipe_for
 
 CONFIG_FILE = "config.yaml"
-SCHEDULE, REGULARISATION, AUGMENTATION, MACHINE = "Schedule", "Regularisation", "Augmentation", "Machine"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Train a model from scratch on labelled images.
 
     A recipe gives the defaults of the flags left open. Those shown are the ones of `small`, the recipe for any data but
@@ -21,15 +21,13 @@ class TrainConfig:
     """
 
     data: str = argument(DATA_HELP)
-    recipe: str | None = option(None, f"named defaults: {', '.join(RECIPES)}")
+    recipe: str | None = option(None, "named defaults", choices=RECIPES)
     model: str = option("t2t_vit_14", "network to train, as `t2t-vit models` lists them")
     img_size: int | tuple[int, int] | None = option(
-        None, "side, or height and width, of the images in pixels; by default the model's own", metavar="N"
+        None, "side, or height and width, of the images in pixels; by default the model's own", at_least=1
     )
-    val_fraction: float = option(0.2, "share of the images kept for validation where the data has no val/")
-    data_dir: str | None = option(
-        None, "folder of cifar10 and cifar100, by default data; cache of hfds/NAME", metavar="DIR"
-    )
+    val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
+    data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     checkpoint: str | None = option(
         None, "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH"
     )
@@ -37,98 +35,134 @@ class TrainConfig:
     resume: bool = option(False, "continue the run in the output directory; with nothing there yet, start it")
     show: bool = option(False, "print the settings that would run, and stop")
 
-    epochs: int = option(100, "passes over the training images", group=SCHEDULE)
-    batch_size: int = option(64, "images in an optimiser step, over all processes", short="b", group=SCHEDULE)
-    opt: str = option("adamw", "optimiser, by timm's name", group=SCHEDULE)
-    lr: float = option(5e-4, "peak learning rate", group=SCHEDULE)
-    min_lr: float = option(1e-5, "learning rate at the end of the cosine", group=SCHEDULE)
-    warmup_lr: float = option(1e-6, "learning rate at the start of the warm-up", group=SCHEDULE)
-    warmup_epochs: int = option(5, "epochs of linear warm-up, part of the epochs", group=SCHEDULE)
-    cooldown_epochs: int = option(0, "epochs at the lowest rate at the end, part of the epochs", group=SCHEDULE)
-    momentum: float | None = option(None, "momentum, where the optimiser has it", group=SCHEDULE)
+    epochs: int = option(100, "passes over the training images", at_least=1, heading="Schedule")
+    batch_size: int = option(64, "images in an optimiser step, over all processes", short="b", at_least=1)
+    opt: str = option("adamw", "optimiser, by timm's name")
+    lr: float = option(5e-4, "peak learning rate", above=0)
+    min_lr: float = option(1e-5, "learning rate at the end of the cosine", at_least=0, at_most="lr")
+    warmup_lr: float = option(
+        1e-6, "learning rate at the start of the warm-up", at_least=0, at_most="lr", needs="warmup_epochs"
+    )
+    warmup_epochs: int = option(5, "epochs of linear warm-up, part of the epochs", at_least=0, below="epochs")
+    cooldown_epochs: int = option(0, "epochs at the lowest rate at the end, part of the epochs", at_least=0)
+    momentum: float | None = option(None, "momentum, where the optimiser has it", at_least=0, below=1)
     layer_decay: float | None = option(
-        None, "factor of the learning rate from a block to the one below", group=SCHEDULE
+        None,
+        "factor of the learning rate from a block to the one below",
+        above=0,
+        at_most=1,
+        unless="freeze_backbone",
     )
     backbone_lr_scale: float | None = option(
-        None, "learning rate of everything but the head over the head's", group=SCHEDULE
+        None,
+        "learning rate of everything but the head over the head's",
+        above=0,
+        at_most=1,
+        unless="freeze_backbone or layer_decay",
     )
-    freeze_backbone: bool = option(False, "train the head alone", group=SCHEDULE)
-    grad_accum_steps: int = option(1, "parts of a batch that go through the network one after another", group=SCHEDULE)
-    weight_decay: float = option(0.05, "weight decay; biases, norms and the class token have none", group=SCHEDULE)
-    clip_grad: float | None = option(None, "largest norm of the gradient", group=SCHEDULE)
+    freeze_backbone: bool = option(False, "train the head alone")
+    grad_accum_steps: int = option(1, "parts of a batch that go through the network one after another", at_least=1)
+    weight_decay: float = option(0.05, "weight decay; biases, norms and the class token have none", at_least=0)
+    clip_grad: float | None = option(None, "largest norm of the gradient", above=0)
 
-    drop: float = option(0.0, "dropout before the classifier", group=REGULARISATION)
-    drop_path: float = option(0.1, "stochastic depth of the last block", group=REGULARISATION)
-    smoothing: float = option(0.1, "label smoothing", group=REGULARISATION)
-    mixup: float = option(0.0, "mixup alpha, 0 for none", group=REGULARISATION)
-    cutmix: float = option(0.0, "CutMix alpha, 0 for none", group=REGULARISATION)
-    mixup_switch_prob: float = option(0.5, "share of CutMix where mixup is on too", group=REGULARISATION)
-    model_ema: bool = option(True, "keep an exponential moving average of the weights", group=REGULARISATION)
-    model_ema_decay: float = option(0.9998, "decay of that average once it is warm", group=REGULARISATION)
-    model_ema_warmup: bool = option(True, "let the decay rise from 0 over the first steps", group=REGULARISATION)
-    mixup_off_epoch: int = option(0, "epoch from which on nothing is mixed, 0 for never", group=REGULARISATION)
-    teacher: str | None = option(None, "any timm model to distil from", group=REGULARISATION, metavar="MODEL")
+    drop: float = option(0.0, "dropout before the classifier", at_least=0, below=1, heading="Regularisation")
+    drop_path: float = option(0.1, "stochastic depth of the last block", at_least=0, below=1)
+    smoothing: float = option(0.1, "label smoothing", at_least=0, below=1)
+    mixup: float = option(0.0, "mixup alpha, 0 for none", at_least=0)
+    cutmix: float = option(0.0, "CutMix alpha, 0 for none", at_least=0)
+    mixup_switch_prob: float = option(
+        0.5, "share of CutMix where mixup is on too", at_least=0, at_most=1, needs="mixup and cutmix"
+    )
+    model_ema: bool = option(True, "keep an exponential moving average of the weights")
+    model_ema_decay: float = option(
+        0.9998, "decay of that average once it is warm", above=0, below=1, needs="model_ema"
+    )
+    model_ema_warmup: bool = option(True, "let the decay rise from 0 over the first steps", needs="model_ema")
+    mixup_off_epoch: int = option(
+        0,
+        "epoch from which on nothing is mixed, 0 for never",
+        at_least=0,
+        below="epochs",
+        needs="mixup or cutmix",
+    )
+    teacher: str | None = option(None, "any timm model to distil from", metavar="MODEL")
     teacher_checkpoint: str | None = option(
-        None, "the teacher's weights; by default its pretrained ones", group=REGULARISATION, metavar="PATH"
+        None, "the teacher's weights; by default its pretrained ones", metavar="PATH", needs="teacher"
     )
-    distill_alpha: float = option(0.5, "share of the teacher's part in the loss", group=REGULARISATION)
-    distill_temperature: float = option(1.0, "softmax temperature of that part", group=REGULARISATION)
+    distill_alpha: float = option(0.5, "share of the teacher's part in the loss", above=0, at_most=1, needs="teacher")
+    distill_temperature: float = option(1.0, "softmax temperature of that part", above=0, needs="teacher")
 
-    scale: tuple[float, float] = option((0.08, 1.0), "area of random crops, from and to", group=AUGMENTATION)
-    ratio: tuple[float, float] = option((0.75, 1.3333), "aspect ratio of random crops, from and to", group=AUGMENTATION)
-    hflip: float = option(0.5, "probability of a horizontal flip", group=AUGMENTATION)
-    vflip: float = option(0.0, "probability of a vertical flip", group=AUGMENTATION)
-    color_jitter: float | None = option(0.4, "colour jitter; beside --aa only with 3a", group=AUGMENTATION)
+    scale: tuple[float, float] = option(
+        (0.08, 1.0),
+        "area of random crops, from and to",
+        above=0,
+        at_most=1,
+        ascending=True,
+        unless="crop_padding",
+        heading="Augmentation",
+    )
+    ratio: tuple[float, float] = option(
+        (0.75, 1.3333), "aspect ratio of random crops, from and to", above=0, ascending=True, unless="crop_padding"
+    )
+    hflip: float = option(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
+    vflip: float = option(0.0, "probability of a vertical flip", at_least=0, at_most=1)
+    color_jitter: float | None = option(0.4, "colour jitter; beside --aa only with 3a", at_least=0)
     aa: str | None = option(
         None,
         "timm's policy: rand-m9-mstd0.5-inc1 and the like, original, v0, augmix-m3, or 3a for 3-augment",
-        group=AUGMENTATION,
         metavar="POLICY",
     )
-    reprob: float = option(0.0, "probability of random erasing", group=AUGMENTATION)
+    reprob: float = option(0.0, "probability of random erasing", at_least=0, at_most=1)
     crop_padding: float | None = option(
-        None, "instead of random crops: pad by this share of the side, crop the size", group=AUGMENTATION
+        None, "instead of random crops: pad by this share of the side, crop the size", at_least=0, below=1
     )
-    aug_repeats: int = option(1, "times an image is drawn in an epoch, with fewer images in it", group=AUGMENTATION)
+    aug_repeats: int = option(1, "times an image is drawn in an epoch, with fewer images in it", at_least=1)
     crop_pct: float | None = option(
-        None, "share of the side that evaluation crops; by default the model's", group=AUGMENTATION
+        None, "share of the side that evaluation crops; by default the model's", above=0, at_most=1
     )
 
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group=MACHINE)
-    amp: bool | None = option(None, "half precision; by default bfloat16 where the machine has it", group=MACHINE)
-    amp_dtype: str = option("bfloat16", "type of half precision", choices=("bfloat16", "float16"), group=MACHINE)
-    compile: bool = option(False, "torch.compile the network", group=MACHINE)
-    channels_last: bool = option(False, "lay images out with the channels innermost", group=MACHINE)
-    grad_checkpointing: bool = option(False, "recompute activations instead of keeping them", group=MACHINE)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", heading="Machine")
+    amp: bool | None = option(None, "half precision; by default bfloat16 where the machine has it")
+    amp_dtype: Literal["bfloat16", "float16"] = option("bfloat16", "type of half precision", needs="amp")
+    compile: bool = option(False, "torch.compile the network")
+    channels_last: bool = option(False, "lay images out with the channels innermost")
+    grad_checkpointing: bool = option(False, "recompute activations instead of keeping them")
     workers: int | None = option(
-        None, "processes that load images, for each training process; by default one a core", short="j", group=MACHINE
+        None, "processes that load images, for each training process; by default one a core", short="j", at_least=0
     )
-    cache: bool = option(False, "decode each image once, before training, and keep it in memory", group=MACHINE)
-    checkpoint_every: int = option(0, "steps between checkpoints inside an epoch, 0 for none", group=MACHINE)
-    checkpoint_hist: int = option(1, "checkpoints kept of the last epochs", group=MACHINE)
-    seed: int = option(42, "of weights, order, augmentation and dropout", group=MACHINE)
-    log_to: tuple[str, ...] | None = option(
-        None,
-        "trackers that get the metrics too",
-        choices=("tensorboard", "wandb", "mlflow"),
-        metavar="TRACKER",
-        group=MACHINE,
+    cache: bool = option(False, "decode each image once, before training, and keep it in memory")
+    checkpoint_every: int = option(0, "steps between checkpoints inside an epoch, 0 for none", at_least=0)
+    checkpoint_hist: int = option(1, "checkpoints kept of the last epochs", at_least=1)
+    seed: int = option(42, "of weights, order, augmentation and dropout", at_least=0)
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = option(
+        None, "trackers that get the metrics too", metavar="TRACKER"
     )
 
     @classmethod
-    def defaults_for(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Values for what the user left open: the recipe's, or those that a run to be resumed was started with."""
-        values = recipe_for(given.get("recipe"), given=given)
-        if given.get("resume"):
-            recorded = Path(cls(**values | given).run_directory) / CONFIG_FILE if "data" in given else Path()
-            if recorded.is_file():
-                values |= read_settings(cls, recorded)
+        values = recipe_for(given.get("recipe", cls.recipe), given=given)  # cls.recipe is the default of the field
+        if given.get("resume") and "data" in given:
+            known = values | dict(given)
+            file = Path(run_directory(known["data"], known["model"], known.get("output"))) / CONFIG_FILE
+            if file.is_file():
+                values |= read_settings(cls, file)
         return values
+
+    def contradictions(self) -> Iterable[str]:
+        """Problems between settings that no rule of one of them tells."""
+        if self.warmup_epochs + self.cooldown_epochs >= self.epochs:
+            yield (
+                f"--warmup-epochs {self.warmup_epochs} and --cooldown-epochs {self.cooldown_epochs} "
+                f"leave none of --epochs {self.epochs} between them."
+            )
+        if "color_jitter" in self.changed and "3a" not in (self.aa or "3a"):
+            yield f"--color-jitter has no effect beside --aa {self.aa}."
 
     @property
     def run_directory(self) -> str:
         """Where the run is kept."""
-        return self.output or f"runs/{Path(self.data).resolve().name.removesuffix('.tar')}-{self.model}"
+        return run_directory(self.data, self.model, self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +172,12 @@ class TransferConfig(TrainConfig):
     The defaults shown are those of the recipe `transfer`; --show prints the settings with any other.
     """
 
+    recipe: str | None = option("transfer", "named defaults", choices=RECIPES)
     checkpoint: str = option(
         ..., "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH"
     )
 
-    @classmethod
-    def defaults_for(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """As for training, with the transfer recipe where none is named."""
-        return super().defaults_for({"recipe": "transfer"} | given)
+
+def run_directory(data: str, model: str, output: str | None = None) -> str:
+    """Where a run is kept, by its settings."""
+    return output or f"runs/{Path(data).resolve().name.removesuffix('.tar')}-{model}"

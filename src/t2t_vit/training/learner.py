@@ -1,8 +1,8 @@
-"""A network that learns: one update of its weights after another."""
+"""One update of a network's weights after another."""
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from t2t_vit.data.loading import Batch, EpochBatches, Normalize
+from t2t_vit.data.loading import Batch, EpochBatches
+from t2t_vit.data.transforms import Normalize
 from t2t_vit.errors import UserError
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.runtime.stopwatch import Stopwatch
@@ -19,7 +20,13 @@ from t2t_vit.training.config import TrainConfig
 
 
 class StepResult(NamedTuple):
-    """What came of a batch: the sum of its images' losses, how many they are, and whether the weights were updated."""
+    """What came of a batch.
+
+    Attributes:
+        loss_sum: sum of the losses of its images.
+        num_images: number of its images.
+        updated: whether the weights were updated; they are not when the gradient is not finite.
+    """
 
     loss_sum: float
     num_images: int
@@ -27,33 +34,45 @@ class StepResult(NamedTuple):
 
 
 class Learner:
-    """The network with all that its weights and their changes depend on.
+    """The network with everything that its weights and their updates depend on.
 
     Args:
         config: the settings.
         model: the network, on the device.
-        machine: where and in which precision.
-        batches: of an epoch.
-        about: what a checkpoint says of the network: its classes and how images are prepared for it.
+        machine: the device, the precision, and the other processes.
+        batches: the batches of an epoch.
+        class_names: the classes that the head tells apart.
+        data_config: how images are prepared for the network.
 
     Attributes:
-        watch: where the time goes, since `begin_epoch`.
+        watch: where the time goes, since `prepare`.
     """
 
     def __init__(
-        self, config: TrainConfig, model: nn.Module, machine: Machine, batches: EpochBatches, about: dict[str, Any]
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        machine: Machine,
+        batches: EpochBatches,
+        *,
+        class_names: Sequence[str],
+        data_config: Mapping[str, Any],
     ) -> None:
         self.config, self.model, self.machine = config, model, machine
-        self.normalize = Normalize(about["data_config"], machine.device, re_prob=config.reprob)
-        self.mixup = build_mixup(config, num_classes=len(about["class_names"]))
+        self.normalize = Normalize(data_config, machine.device, re_prob=config.reprob)
+        self.mixup = build_mixup(config, num_classes=len(class_names))
         self.full_share = self._share_of_batch(batches.num_images)
-        self.task = build_task(config, model, machine, about["class_names"])
+        self.task = build_task(config, model, machine, class_names)
         self.optimizer = build_optimizer(config, model)
         self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=batches.batches_per_epoch)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.amp_dtype == torch.float16)
+        self.watch = Stopwatch(host_apart=machine.device.type != "cpu")
 
     def _share_of_batch(self, num_images: int) -> float:
-        """Images of a full batch that each process gets, on average. Mixup pairs them, and leaves an odd one out."""
+        """How many images of a full batch each process gets, on average.
+
+        Mixup pairs the images of a process, and leaves an odd one out.
+        """
         batch_size, processes = self.config.batch_size, self.machine.world_size
         shares = [len(range(rank, min(batch_size, num_images), processes)) for rank in range(processes)]
         if self.mixup is None:
@@ -65,22 +84,22 @@ class Learner:
             )
         return sum(share // 2 * 2 for share in shares) / processes
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Gets ready for the batches of an epoch."""
+    def prepare(self, epoch: int) -> None:
+        """Gets ready for the batches of an epoch, counted from 0."""
         if self.mixup is not None and self.config.mixup_off_epoch:
             self.mixup.mixup_enabled = epoch < self.config.mixup_off_epoch
         self.task.train()
-        self.watch = Stopwatch(host_apart=self.machine.device.type != "cpu")
+        self.watch.restart()
 
-    def learn(self, batch: Batch, update: int) -> StepResult:
+    def learn(self, batch: Batch, step: int) -> StepResult:
         """Updates the weights, unless the gradient is not finite.
 
         Args:
-            batch: this process's share; it may be empty.
-            update: its number in the run, from 0.
+            batch: this process's share of the batch; it may be empty.
+            step: number of the step in the run, from 0.
         """
-        self.schedule.step_update(update)
-        self._seed(update)
+        self.schedule.step_update(step)
+        self._seed(step)
         self.optimizer.zero_grad()
         losses: list[Tensor] = []
         counts: list[int] = []
@@ -110,21 +129,22 @@ class Learner:
             dispatch_clip_grad(parameters, self.config.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.task.update_ema(step=update + 1)
+        self.task.update_ema(step=step + 1)
         return StepResult(loss_sum, sum(counts), updated=True)
 
-    def _seed(self, update: int) -> None:
-        """Starts the random numbers of erasing, mixup and dropout; each process has its own."""
-        key = (self.config.seed, update, self.machine.rank)
+    def _seed(self, step: int) -> None:
+        """Seeds the random numbers of erasing, mixup and dropout; each process draws its own."""
+        key = (self.config.seed, step, self.machine.rank)
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
-        """The batch on the device as the network takes it, in the parts that go through it one after another.
+        """The batch, normalised and on the device, in the parts that go through the network one after another.
 
-        Yields images, targets, the share of the batch that they are, and whether it is the last part.
+        Yields:
+            Images, targets, the part's share of a full batch, and whether the part is the last one.
         """
         device = self.machine.device
         layout = torch.channels_last if self.config.channels_last else torch.preserve_format
@@ -143,14 +163,18 @@ class Learner:
         for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
             yield own, their, len(own) / full, part == parts - 1
 
+    def averaged_model(self) -> nn.Module:
+        """The network with the moving average of the weights."""
+        return self.task.get_eval_model(ema=True)
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: weights, their moving average, the optimiser's and the scaler's memory."""
+        """Weights, their moving average, and the state of the optimiser and the scaler, for a checkpoint."""
         average = self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}
         memory = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         return {**self.task.get_checkpoint_state(), **average, **memory}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes up where a checkpoint left."""
+        """Restores what `state` returned."""
         self.task.load_checkpoint_state(state["state_dict"])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from t2t_vit.errors import UserError, closest
+from t2t_vit.models.names import resolve_name
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,7 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
     recipe = RECIPES[name]
     values = {**recipe.values, "recipe": name}
     if recipe.by_model:
-        from t2t_vit.models.variants import resolve_any_name  # here, because it imports torch
-
-        model = resolve_any_name(given.get("model", values["model"])).partition(".")[0]
+        model = resolve_name(given.get("model", values["model"])).partition(".")[0]
         values |= next((more for name, more in recipe.by_model.items() if f"{model}_".startswith(f"{name}_")), {})
     if given.get("freeze_backbone") or given.get("layer_decay") is not None:
         values.pop("backbone_lr_scale", None)  # they rule the rates of the backbone themselves

@@ -4,8 +4,9 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from t2t_vit.errors import UserError
 from t2t_vit.runtime.files import write_text
@@ -15,96 +16,92 @@ KEPT_IDS = "trackers.json"
 PROJECT = "t2t-vit"
 
 
-class Tracker(Protocol):
-    """Where one run is followed; made when the run starts or goes on.
+@dataclass(frozen=True)
+class Tracker:
+    """Where one run is followed.
 
     Attributes:
-        id: by which it is found again when the run goes on, None where it needs none.
+        log: takes the metrics of an epoch, and its number from 0.
+        close: ends what was started; its argument is False where the run stops before its last step.
+        id: by which the tracker finds the run again when it goes on, None where it needs none.
     """
 
-    id: str | None
-
-    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """Takes the metrics of an epoch, counted from 0."""
-
-    def close(self, *, finished: bool) -> None:
-        """Ends what `__init__` began; `finished` unless the run stops before its last epoch."""
-
-
-class TensorBoard:
-    """Event files in the run directory: `tensorboard --logdir runs` finds them."""
-
+    log: Callable[[Mapping[str, float], int], None]
+    close: Callable[[bool], None]
     id: str | None = None
 
-    def __init__(
-        self, package: Any, directory: Path, settings: Mapping[str, Any], *, first_epoch: int, known_id: str | None
-    ) -> None:
-        # What a run that died wrote of this epoch and later ones is hidden.
-        self._writer = package.SummaryWriter(str(directory), purge_step=first_epoch)
-        if first_epoch == 0:
-            rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
-            self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
 
-    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+@dataclass(frozen=True)
+class Followed:
+    """The run that a tracker follows.
+
+    Attributes:
+        directory: the run's files; its last part is what the run is called.
+        settings: of the run, told once.
+        first_epoch: the first epoch that will be logged, from 0.
+        known_id: the tracker's id of the run, where the run goes on.
+    """
+
+    directory: Path
+    settings: Mapping[str, Any]
+    first_epoch: int
+    known_id: str | None
+
+
+def _tensorboard(package: Any, run: Followed) -> Tracker:
+    """Event files in the run directory: `tensorboard --logdir runs` finds them."""
+    # purge_step hides what a run that died wrote of this epoch and later ones.
+    writer = package.SummaryWriter(str(run.directory), purge_step=run.first_epoch)
+    if run.first_epoch == 0:
+        rows = "".join(f"| {name} | {value} |\n" for name, value in run.settings.items())
+        writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
+
+    def log(metrics: Mapping[str, float], epoch: int) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
+            writer.add_scalar(name, value, epoch)
+        writer.flush()
 
-    def close(self, *, finished: bool) -> None:
-        self._writer.close()
-
-
-class WeightsAndBiases:
-    """A run of wandb, in the project of WANDB_PROJECT; WANDB_MODE=offline keeps it here until `wandb sync`."""
-
-    def __init__(
-        self, package: Any, directory: Path, settings: Mapping[str, Any], *, first_epoch: int, known_id: str | None
-    ) -> None:
-        self._run = package.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=directory.name,
-            dir=str(directory),
-            id=known_id,
-            resume="allow",
-            config=None if known_id else dict(settings),
-        )
-        self.id: str | None = self._run.id
-
-    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
-        self._run.log(dict(metrics), step=epoch)
-
-    def close(self, *, finished: bool) -> None:
-        self._run.finish(exit_code=0 if finished else 1)
+    return Tracker(log, lambda finished: writer.close())
 
 
-class MLflow:
-    """A run of MLflow, at MLFLOW_TRACKING_URI in the experiment of MLFLOW_EXPERIMENT_NAME."""
-
-    def __init__(
-        self, package: Any, directory: Path, settings: Mapping[str, Any], *, first_epoch: int, known_id: str | None
-    ) -> None:
-        self._mlflow = package
-        if known_id:
-            self._mlflow.start_run(run_id=known_id)
-        else:
-            self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-            self._mlflow.start_run(run_name=directory.name)
-            self._mlflow.log_params(dict(settings))
-        self.id: str | None = self._mlflow.active_run().info.run_id
-
-    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
-        self._mlflow.log_metrics(dict(metrics), step=epoch)
-
-    def close(self, *, finished: bool) -> None:
-        self._mlflow.end_run("FINISHED" if finished else "KILLED")
+def _wandb(package: Any, run: Followed) -> Tracker:
+    """A run in the project of WANDB_PROJECT; WANDB_MODE=offline keeps it here until `wandb sync`."""
+    started = package.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=run.directory.name,
+        dir=str(run.directory),
+        id=run.known_id,
+        resume="allow",
+        config=None if run.known_id else dict(run.settings),
+    )
+    return Tracker(
+        lambda metrics, epoch: started.log(dict(metrics), step=epoch),
+        lambda finished: started.finish(exit_code=0 if finished else 1),
+        started.id,
+    )
 
 
-# What each is made by, and of which package.
-TRACKERS: dict[str, tuple[Callable[..., Tracker], str]] = {
-    "tensorboard": (TensorBoard, "torch.utils.tensorboard"),
-    "wandb": (WeightsAndBiases, "wandb"),
-    "mlflow": (MLflow, "mlflow"),
+def _mlflow(package: Any, run: Followed) -> Tracker:
+    """A run at MLFLOW_TRACKING_URI, in the experiment of MLFLOW_EXPERIMENT_NAME."""
+    if run.known_id:
+        package.start_run(run_id=run.known_id)
+    else:
+        package.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+        package.start_run(run_name=run.directory.name)
+        package.log_params(dict(run.settings))
+    return Tracker(
+        lambda metrics, epoch: package.log_metrics(dict(metrics), step=epoch),
+        lambda finished: package.end_run("FINISHED" if finished else "KILLED"),
+        package.active_run().info.run_id,
+    )
+
+
+TRACKERS: dict[str, tuple[Callable[[Any, Followed], Tracker], str]] = {
+    "tensorboard": (_tensorboard, "torch.utils.tensorboard"),
+    "wandb": (_wandb, "wandb"),
+    "mlflow": (_mlflow, "mlflow"),
 }
+"""How each tracker is started, and by which package."""
 
 
 class Trackers:
@@ -124,8 +121,8 @@ class Trackers:
         self._each(lambda tracker: tracker.log(metrics, row["epoch"]))
 
     def close(self, *, finished: bool) -> None:
-        """Ends them all; `finished` unless the run stops before its last epoch."""
-        self._each(lambda tracker: tracker.close(finished=finished))
+        """Ends them all; `finished` is False where the run stops before its last step."""
+        self._each(lambda tracker: tracker.close(finished))
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
         for name, tracker in self._trackers.items():
@@ -164,7 +161,7 @@ def open_trackers(
     for name, package in packages.items():
         make, _ = TRACKERS[name]
         try:
-            trackers[name] = make(package, directory, settings, first_epoch=first_epoch, known_id=known.get(name))
+            trackers[name] = make(package, Followed(directory, settings, first_epoch, known.get(name)))
         except Exception as error:
             Trackers(trackers, warn).close(finished=False)
             raise UserError(

@@ -1,0 +1,94 @@
+"""Train and validation splits: those that the data comes with, and one that is split off by class."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t2t_vit.data.images import ImageSet
+from t2t_vit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The train split or the validation split of some data, not listed yet: listing can take long.
+
+    Attributes:
+        title: what a message calls the split, such as the folder in which it lies.
+        read: lists the split: returns the class names, label by label, and the images.
+    """
+
+    title: str
+    read: Callable[[], tuple[tuple[str, ...], ImageSet]]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits of some data, as far as it has any, or else all of its images as one whole.
+
+    Attributes:
+        title: what a message calls the data.
+        always_split: whether evaluation, too, takes only what is split off the whole for validation.
+    """
+
+    title: str
+    train: Split | None = None
+    val: Split | None = None
+    whole: Split | None = None
+    always_split: bool = False
+
+
+def split_by_class(images: ImageSet, *, val_fraction: float, seed: int) -> tuple[ImageSet, ImageSet, dict[str, Any]]:
+    """Splits images for training and for validation, classes in proportion, each class on either side.
+
+    An image's rank in its class is a hash of its name, so that neither the order of files on disk nor a library's
+    random numbers matter.
+
+    Args:
+        images: at least two of each class.
+        val_fraction: the share for validation.
+        seed: other seeds split otherwise.
+
+    Returns:
+        The images for training, those for validation, and a record of the split as `given_split`'s.
+
+    Raises:
+        UserError: the fraction is not between 0 and 1.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"Expected a validation fraction between 0 and 1, got {val_fraction}.")
+    counts = np.bincount(images.labels)
+    exact = counts * val_fraction
+    quota = np.floor(exact).astype(int)
+    rest = math.ceil(exact.sum()) - int(quota.sum())
+    quota[np.argsort(quota - exact, kind="stable")[:rest]] += 1  # the largest remainders make the total exact
+    quota = np.clip(quota, 1, counts - 1)
+    rows: dict[bool, list[int]] = {False: [], True: []}  # whether they are for validation
+    for row in sorted(range(len(images)), key=lambda row: hashlib.sha1(_bytes(f"{seed} {images.names[row]}")).digest()):
+        label = images.labels[row]
+        rows[bool(quota[label] > 0)].append(row)
+        quota[label] -= 1
+    train, val = (images.subset(sorted(side)) for side in rows.values())
+    return train, val, {"kind": "stratified", "val_fraction": val_fraction, "seed": seed, **_fingerprint(train, val)}
+
+
+def given_split(train: ImageSet, val: ImageSet) -> dict[str, Any]:
+    """The record of a split that the data came with, as plain JSON values; equal records mean equal splits."""
+    return {"kind": "given", **_fingerprint(train, val)}
+
+
+def _fingerprint(train: ImageSet, val: ImageSet) -> dict[str, Any]:
+    """Sizes and a hash of the sorted names of both sides: another file, or one that changed sides, changes the hash."""
+    sha1 = hashlib.sha1()
+    for images in (train, val):
+        for name in sorted(images.names):
+            sha1.update(_bytes(name + "\n"))
+        sha1.update(b"\n")
+    return {"num_train": len(train), "num_val": len(val), "fingerprint": sha1.hexdigest()}
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # file names need not be valid text

@@ -1,0 +1,222 @@
+"""The one path from images to probabilities: `eval`, the report of a run, `compare` and `predict` all take it."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
+from typing import Any, NamedTuple, overload
+
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from t2t_vit.data.crops import Crop
+from t2t_vit.data.images import ImageSet, read_image
+from t2t_vit.data.loading import Batch, DrawnImages, evaluation_batches, make_loader
+from t2t_vit.data.transforms import Normalize, eval_transform
+from t2t_vit.errors import UserError
+from t2t_vit.models.checkpoint_formats import Checkpoint
+from t2t_vit.models.factory import load_model
+from t2t_vit.models.preprocessing import data_config_of
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.machine import Machine, find_machine
+
+Network = Callable[[Tensor], Tensor]
+"""Maps normalised images, (B, C, H, W), float32, to logits, (B, num_classes)."""
+
+ImageOrPath = Image.Image | str | os.PathLike[str]
+
+
+class Prediction(NamedTuple):
+    """The answer for one image.
+
+    Attributes:
+        name: the path of the file, or what the image set calls the image.
+        labels: class names with their probabilities, the likeliest first; empty for an unreadable image.
+        error: why the image cannot be read; None for a readable one.
+        embedding: the pooled features before the head, (C,), float32, on the CPU; None unless asked for.
+    """
+
+    name: str
+    labels: list[tuple[str, float]]
+    error: str | None = None
+    embedding: Tensor | None = None
+
+
+class Predictor:
+    """A trained network that takes images as they are and answers with class names and probabilities.
+
+    Args:
+        source: a checkpoint, as a path or an http(s) URL in any format that `load_checkpoint` reads; or a network.
+        device: a torch device, or "auto" for the GPU where there is one.
+        amp: half precision; None takes it where the hardware is quicker at it.
+        machine: what `find_machine` returned, instead of `device` and `amp`.
+        data_config: timm's data configuration; by default the checkpoint's, else the network's.
+        class_names: by default the checkpoint's, else ImageNet's for a network of that many classes, else numbers.
+        build: arguments of `load_model` for a checkpoint, such as `use_ema` or `img_size`.
+
+    Attributes:
+        checkpoint: what the file says besides its weights; empty for a network in memory.
+
+    Raises:
+        UserError: when the checkpoint cannot be read or has no head, or the device does not exist.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Network,
+        *,
+        device: str = "auto",
+        amp: bool | None = False,
+        machine: Machine | None = None,
+        data_config: dict[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        **build: Any,
+    ) -> None:
+        self.machine = machine or find_machine(device, amp=amp)
+        self.network: Any = source
+        self.checkpoint = Checkpoint(path="", kind="network in memory", state_dict={})
+        if isinstance(source, str | os.PathLike):
+            path = os.fspath(source)
+            network, checkpoint = self.machine.main_process_first(lambda: load_model(path, **build))
+            if network.num_classes == 0:
+                raise UserError(f"{path} has no head, so that it cannot name classes. Train one: t2t-vit transfer.")
+            split = {"split": checkpoint.extra.get("split")}
+            self.network, self.checkpoint = network.eval(), dataclasses.replace(checkpoint, state_dict={}, extra=split)
+        if isinstance(self.network, nn.Module):
+            self.network.to(self.machine.device)
+        if data_config is None:
+            data_config = data_config_of(self.network, **(self.checkpoint.data_config or {}))
+        self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
+        self.class_names = tuple(class_names or self.checkpoint.class_names or _published_class_names(self.network))
+
+    @overload
+    def __call__(self, images: ImageOrPath, top_k: int | None = None, **options: Any) -> Prediction: ...
+
+    @overload
+    def __call__(
+        self, images: ImageSet | Iterable[ImageOrPath], top_k: int | None = None, **options: Any
+    ) -> Iterator[Prediction]: ...
+
+    def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Prediction | Iterator[Prediction]:
+        """Predicts one image or many.
+
+        Args:
+            images: an open image or the path of one; an iterable of these; or an image set.
+            top_k: how many labels to give, the likeliest; None gives all.
+            options: `embed=True` adds embeddings, which networks of timm have; `batch_size`, by default 32; `workers`,
+                processes that read more images than one batch, by default one a core.
+
+        Returns:
+            The prediction for one image; for many an iterator over their predictions, in order.
+
+        Raises:
+            UserError: when the one image cannot be read. Among many, its prediction says so.
+        """
+        if not isinstance(images, str | os.PathLike | Image.Image):
+            return self._predict(images if isinstance(images, ImageSet) else _image_set(list(images)), top_k, **options)
+        (prediction,) = self._predict(_image_set([images]), top_k, **options)
+        if prediction.error is not None:
+            raise UserError(prediction.error)
+        return prediction
+
+    def _predict(
+        self, images: ImageSet, top_k: int | None, *, embed: bool = False, batch_size: int = 32, workers: Any = None
+    ) -> Iterator[Prediction]:
+        machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
+        workers = workers if len(images) > batch_size else 0
+        loader = evaluation_loader(images, self.data_config, batch_size=batch_size, machine=machine, workers=workers)
+        num_classes, first = len(self.class_names), 0
+        for batch, logits, embeddings in self.stream(loader, embed=embed):
+            best = logits.float().softmax(dim=-1).cpu().topk(min(top_k or num_classes, num_classes))  # (B, top_k)
+            features = repeat(None) if embeddings is None else embeddings.to("cpu", torch.float32, copy=True)
+            columns = (batch.indices.tolist(), best.indices.tolist(), best.values.tolist(), features)
+            readable = {
+                index: Prediction(
+                    images.names[index],
+                    [(self.class_names[label], value) for label, value in zip(labels, values, strict=True)],
+                    embedding=embedding,
+                )
+                for index, labels, values, embedding in zip(*columns, strict=False)  # `repeat` has no end
+            }
+            reasons, end = iter(batch.unreadable), first + len(readable) + len(batch.unreadable)
+            for index in range(first, end):
+                yield readable.get(index) or Prediction(images.names[index], [], error=next(reasons))
+            first = end
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        loader: "DataLoader[Batch]",
+        *,
+        embed: bool = False,
+        display: Display | None = None,
+        label: str = "predicting",
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
+        """Runs the network in evaluation mode on each batch of a loader; of several processes, each has its part.
+
+        Args:
+            display: shows the progress, under this label.
+            stop: asked after each batch; when true, the rest is left out. All processes must answer alike.
+
+        Yields:
+            A batch, its logits, (B, num_classes), and its embeddings, (B, C), or None where they are not asked for.
+        """
+        was_training = getattr(self.network, "training", False)
+        if was_training:
+            self.network.eval()
+        try:
+            with (display or Display(silent=True)).steps(label, len(loader)) as steps:
+                for batch in loader:
+                    yield batch, *self._run(batch.images, embed)
+                    steps.advance()
+                    if stop():
+                        break
+        finally:
+            if was_training:
+                self.network.train()
+
+    def _run(self, images: Tensor, embed: bool) -> tuple[Tensor, Tensor | None]:
+        if len(images) == 0:
+            return torch.empty(0, len(self.class_names), device=self.machine.device), None
+        images = self.normalize(images)
+        with self.machine.autocast():
+            if not embed:
+                return self.network(images), None
+            features = self.network.forward_features(images)
+            return self.network.forward_head(features), self.network.forward_head(features, pre_logits=True)
+
+
+def evaluation_loader(
+    images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
+) -> "DataLoader[Batch]":
+    """Every image once, over all processes, resized and cropped as the data configuration says."""
+    return make_loader(
+        DrawnImages(images, eval_transform(data_config)),
+        evaluation_batches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
+        workers=workers,
+        pin_memory=machine.device.type == "cuda",
+    )
+
+
+def _published_class_names(network: Any) -> Sequence[str]:
+    subset = infer_imagenet_subset(network)
+    return ImageNetInfo(subset).label_descriptions() if subset else list(map(str, range(network.num_classes)))
+
+
+def _image_set(images: Sequence[ImageOrPath]) -> ImageSet:
+    """Images without labels; an open one that comes from no file is named by its number."""
+    names = [
+        getattr(image, "filename", "") or f"image {row}" if isinstance(image, Image.Image) else os.fspath(image)
+        for row, image in enumerate(images)
+    ]
+    return ImageSet(names, [0] * len(names), partial(_load, images))
+
+
+def _load(images: Sequence[ImageOrPath], row: int, crop: Crop | None = None) -> Image.Image:
+    image = images[row]
+    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(os.fspath(image), crop)

@@ -1,0 +1,89 @@
+"""Networks with their weights: made from a name, or from a checkpoint."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers import to_2tuple
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.models.checkpoint_formats import OFFICIAL_CIFAR, Checkpoint, read_checkpoint
+from t2t_vit.models.names import resolve_name
+from t2t_vit.models.weights import arguments_of, identify, load_checkpoint
+
+_logger = logging.getLogger(__name__)
+
+
+def create_model(name: str, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
+    """Makes the network of a name.
+
+    Args:
+        name: a name of `list_models` or of timm's, with timm's tag or without, or the published spelling
+            (`T2t_vit_14`).
+        checkpoint: a path or an http(s) URL of weights in any format that `load_checkpoint` reads. Classes, input
+            channels and image size are the file's where `kwargs` do not say them; a warning tells what was changed.
+        kwargs: arguments of `timm.create_model`: `pretrained`, `num_classes`, `in_chans`, `drop_path_rate`,
+            `features_only`, arguments of `T2TViT`, ... `img_size` is left out where a network takes any.
+
+    Raises:
+        UserError: for an unknown name, or a checkpoint that does not fit.
+    """
+    if checkpoint is None:
+        return _create(resolve_name(name), **kwargs)
+    features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", 3)
+    network, read = load_model(checkpoint, model=name, **kwargs)
+    if read.report is not None and read.report.changed:
+        _logger.warning("%s", read.report)
+    return FeatureGetterNet(network, out_indices=out_indices) if features_only else network
+
+
+def load_model(
+    path: str | Path, *, model: str | None = None, use_ema: bool = True, **kwargs: Any
+) -> tuple[nn.Module, Checkpoint]:
+    """Makes the network that a checkpoint is for, with its weights.
+
+    Args:
+        path: a path or an http(s) URL in any format that `read_checkpoint` knows.
+        model: name of the network; None takes the one that the file names, or that its tensors fit.
+        use_ema: take the exponential moving average where the file has one.
+        kwargs: arguments of `create_model` that take precedence over the file's; None leaves one to the file.
+
+    Returns:
+        The network, and the checkpoint with the `report` of the load.
+
+    Raises:
+        UserError: when the file cannot be read, or no network is known that it fits.
+    """
+    checkpoint = read_checkpoint(path, use_ema)
+    name = model or checkpoint.model
+    alike: list[str] = []
+    if name is None:
+        name, *alike = identify(checkpoint.state_dict) or [""]
+        if not name:
+            raise UserError(
+                f"{checkpoint.path} fits no network known here, and does not say which it is for: it holds "
+                f"{abbreviate(list(checkpoint.state_dict))}. Name the model if it is one of timm's."
+            )
+    name = resolve_name(name)
+    arguments = arguments_of(checkpoint, name)
+    if checkpoint.kind == OFFICIAL_CIFAR:
+        tagged = f"{name}.cifar{arguments.get('num_classes')}"
+        name = tagged if timm.is_model_pretrained(tagged) else name  # these files have their own mean, std and crop
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    network = _create(name, **{**arguments, **given, "pretrained": False})
+    report = load_checkpoint(network, checkpoint)
+    if alike:
+        report.changed.append(
+            f"model: taken for {name}, though {abbreviate(alike)} would fit too; name the model to choose"
+        )
+    return network, dataclasses.replace(checkpoint, report=report)
+
+
+def _create(name: str, *, img_size: int | tuple[int, int] | None = None, **kwargs: Any) -> nn.Module:
+    if img_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
+        kwargs["img_size"] = to_2tuple(img_size)
+    return timm.create_model(name, **kwargs)

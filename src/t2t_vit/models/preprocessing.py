@@ -1,0 +1,25 @@
+"""How images are prepared for a network."""
+
+from typing import Any
+
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import nn
+
+from t2t_vit.models.checkpoint_formats import DATA_KEYS
+
+
+def data_config_of(network: nn.Module, **known: Any) -> dict[str, Any]:
+    """timm's data configuration of a network: input_size, mean, std, crop_pct and interpolation.
+
+    Args:
+        network: gives its input channels and, where it takes one size only, its image size; its pretrained
+            configuration gives whatever `known` leaves open.
+        known: entries from elsewhere, such as a checkpoint's; None leaves an entry open.
+    """
+    known = {key: value for key, value in known.items() if value is not None}
+    own = get_model_input_config(network)
+    if own["fixed_input_size"] or "input_size" not in known:
+        known["input_size"] = own["input_size"]
+    config = resolve_model_data_config(network, args=known)
+    return {key: config[key] for key in DATA_KEYS}

@@ -1,0 +1,126 @@
+"""The report of a run as one HTML file, which needs no network, no script and no other file."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image, ImageOps
+
+import t2t_vit
+from t2t_vit.data.images import UnreadableImage
+from t2t_vit.pictures.figures import confusion_svg, curves_svg, draw_accuracies, draw_losses
+from t2t_vit.pictures.report import Answer, RunSummary
+from t2t_vit.pictures.style import DARK, LIGHT
+from t2t_vit.runtime.console import format_duration
+from t2t_vit.runtime.stopwatch import shares_in_words
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
+NUM_MISTAKES, NUM_PAIRS, NUM_EXTREMES = 24, 10, 20
+THUMBNAIL_PX = 144
+
+
+def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
+    """Returns the report as HTML."""
+    content: dict[str, Any] = {"summary": summary, "num_predictions": len(predictions), "light": LIGHT, "dark": DARK}
+    content |= {"tiles": _tiles(summary, predictions), "charts": _charts(summary), "version": t2t_vit.__version__}
+    if predictions:
+        content |= _mistakes(summary, predictions) | _confusions(summary, predictions) | _classes(summary, predictions)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    return _readable(environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content))
+
+
+def _readable(text: str) -> str:
+    """The text with a question mark for each byte of a file name that is no text."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str, str, str]]:
+    """The figures below the title, each a name, a value and a note."""
+    last, total = summary.metrics[-1], len(predictions)
+    right = {"top-1": sum(prediction.is_right for prediction in predictions)}
+    if len(summary.class_names) > 5:
+        right["top-5"] = sum(prediction.in_top5 for prediction in predictions)
+    accuracies = [
+        (name, f"{100 * count / total:.2f} %", f"{total - count:,} of {total:,} images wrong")
+        for name, count in right.items()
+        if predictions
+    ]
+    return [
+        *accuracies,
+        ("best epoch", f"{summary.best_epoch + 1}", f"of {len(summary.metrics)}"),
+        ("time", format_duration(last["elapsed_s"]), "evaluations included"),
+        ("images a second", f"{last['images_per_second']:,.0f}", shares_in_words(last)),
+    ]
+
+
+def _charts(summary: RunSummary) -> dict[str, Markup]:
+    """The learning curves by their titles."""
+
+    def curves(**keys: str) -> dict[str, list[float]]:
+        return {name.replace("_", " "): [row[key] for row in summary.metrics] for name, key in keys.items()}
+
+    accuracies = curves(validation="val_top1")
+    if "ema_top1" in summary.metrics[0]:
+        accuracies = curves(moving_average="ema_top1", last_weights="val_top1")
+    losses = curves(training="train_loss", validation="val_loss")
+    title = "Top-1 on validation images, %"
+    return {title: curves_svg(title, draw_accuracies, accuracies), "Loss": curves_svg("Loss", draw_losses, losses)}
+
+
+def _mistakes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
+    """The mistakes that the network is surest of, and how many mistakes there are."""
+    wrong = [prediction for prediction in predictions if not prediction.is_right]
+    wrong.sort(key=lambda prediction: -prediction.probability)
+    shown = [mistake for prediction in wrong[:NUM_MISTAKES] if (mistake := _mistake(summary, prediction))]
+    return {"mistakes": shown, "num_mistakes": len(wrong)}
+
+
+def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
+    """An image with its prediction and its label; None where the image can no longer be read."""
+    try:
+        image = summary.images.load(prediction.image_index)
+    except UnreadableImage:
+        return None
+    small = 2 * min(image.size) < THUMBNAIL_PX
+    side = min(*image.size, THUMBNAIL_PX)
+    kind, file = "png" if small else "jpeg", io.BytesIO()
+    ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC).save(file, kind, quality=85)
+    return {
+        "source": f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}",
+        "small": small,
+        "name": summary.images.names[prediction.image_index],
+        "predicted": summary.class_names[prediction.predicted],
+        "label": summary.class_names[prediction.label],
+        "percent": f"{100 * prediction.probability:.0f}",
+    }
+
+
+def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
+    """The confusion matrix, where there are not too many classes, and the pairs that are confused most."""
+    names = summary.class_names
+    counts = Counter((prediction.label, prediction.predicted) for prediction in predictions if not prediction.is_right)
+    pairs = [(names[label], names[predicted], count) for (label, predicted), count in counts.most_common(NUM_PAIRS)]
+    matrix = None
+    if len(names) <= MAX_CLASSES:
+        labels = [prediction.label for prediction in predictions]
+        predicted = [prediction.predicted for prediction in predictions]
+        matrix = confusion_svg(labels, predicted, [_readable(name) for name in names])
+    return {"matrix": matrix, "pairs": pairs}
+
+
+def _classes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
+    """The accuracy of each class, or of the worst and the best where they are many."""
+    totals = Counter(prediction.label for prediction in predictions)
+    wrong = Counter(prediction.label for prediction in predictions if not prediction.is_right)
+    order = sorted(totals, key=lambda label: (-wrong[label] / totals[label], -totals[label], label))
+    rows = [(summary.class_names[label], totals[label] - wrong[label], totals[label]) for label in order]
+    lists = {"": rows}
+    if len(summary.class_names) > MAX_CLASSES:
+        lists = {f"The {NUM_EXTREMES} worst": rows[:NUM_EXTREMES], f"The {NUM_EXTREMES} best": rows[-NUM_EXTREMES:]}
+    return {"class_lists": lists, "num_absent": len(summary.class_names) - len(totals)}

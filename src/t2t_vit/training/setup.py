@@ -1,0 +1,240 @@
+"""Everything that a training run works with, built before its first step."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from t2t_vit.data.cache import cached, refuse_large_cache
+from t2t_vit.data.check import first_look
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader
+from t2t_vit.data.sources import Source, open_source
+from t2t_vit.data.transforms import train_transform
+from t2t_vit.errors import UserError
+from t2t_vit.inference.predictor import evaluation_loader
+from t2t_vit.models.names import resolve_name
+from t2t_vit.models.preprocessing import data_config_of
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.files import plain
+from t2t_vit.runtime.hardware import describe_environment
+from t2t_vit.runtime.machine import Machine, find_machine
+from t2t_vit.training.build import build_network
+from t2t_vit.training.checkpointer import Checkpointer, model_section
+from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.interruption import Interruption
+from t2t_vit.training.learner import Learner
+from t2t_vit.training.progress import Progress
+from t2t_vit.training.recipes import scaling_in_words
+from t2t_vit.training.run_directory import RunDirectory
+from t2t_vit.training.settings import refuse_unavailable
+from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
+
+
+@dataclass
+class Run:
+    """One training run; every process of several has its own.
+
+    Attributes:
+        model_name: registered name of the network.
+        model: the network, which the learner updates.
+        batches: which images make a training batch.
+        train_loader: batches of augmented images, as bytes.
+        val_loader: batches of validation images, as bytes.
+        progress: how far the run is.
+        began_s: when the run would have begun, had it never been interrupted, on the monotonic clock.
+    """
+
+    config: TrainConfig
+    machine: Machine
+    display: Display
+    directory: RunDirectory
+    source: Source
+    model_name: str
+    model: nn.Module
+    data_config: dict[str, Any]
+    learner: Learner
+    batches: EpochBatches
+    train_loader: "DataLoader[Batch]"
+    val_loader: "DataLoader[Batch]"
+    checkpointer: Checkpointer
+    trackers: Trackers
+    progress: Progress
+    interruption: Interruption
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.batches.batches_per_epoch
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def elapsed_s(self) -> float:
+        """Time spent so far, before an interruption too."""
+        return time.monotonic() - self.began_s
+
+    def save(self, *, end_of_epoch: bool = False) -> None:
+        """Writes last.pt and, at the end of an epoch, what follows from it."""
+        self.progress.elapsed_s = self.elapsed_s()
+        self.checkpointer.save(self.progress, end_of_epoch=end_of_epoch)
+
+    def __str__(self) -> str:
+        height, width = self.data_config["input_size"][1:]
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        split = self.source.split
+        how = ""
+        if split["kind"] == "stratified":
+            how = f"{split['val_fraction']:.0%} of each class split off for validation with seed {split['seed']}\n"
+        return (
+            f"{self.model_name}, {trained:,} trained parameters, {height} x {width} pixels, on {self.machine}\n"
+            f"{how}"
+            f"recipe {self.config.recipe}, {rate_in_words(self.config)}, run directory {self.directory.path}"
+        )
+
+
+def setup(config: TrainConfig) -> Run:
+    """Builds a run, and restores it from its last checkpoint where it goes on.
+
+    Raises:
+        UserError: for settings, data, a model or a directory that cannot be used.
+    """
+    refuse_unavailable(config)
+    name = resolve_name(config.model)
+    machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
+    source = _open_source(config, machine)
+    directory = RunDirectory(Path(config.run_directory))
+    machine.ask_main_process(lambda: directory.prepare(resume=config.resume))
+    import_packages(config.log_to or ())
+    display = Display(silent=not machine.is_main_process)
+    goes_on = machine.ask_main_process(lambda: config.resume and directory.last.exists())
+
+    torch.manual_seed(config.seed)
+    model, model_args, report = build_network(config, name, class_names=source.class_names, goes_on=goes_on)
+    if report is not None:
+        display.say(str(report))
+    model.to(machine.device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    data_config = data_config_of(model, img_size=config.img_size, crop_pct=config.crop_pct)
+    batches = EpochBatches(
+        len(source.train),
+        batch_size=config.batch_size,
+        repeats=config.aug_repeats,
+        seed=config.seed,
+        rank=machine.rank,
+        world_size=machine.world_size,
+    )
+    learner = Learner(config, model, machine, batches, class_names=source.class_names, data_config=data_config)
+    about = model_section(name, model_args, class_names=source.class_names, data_config=data_config)
+    checkpointer = Checkpointer(learner, {**about, "split": source.split}, directory, display)
+    train_loader, val_loader = _make_loaders(config, machine, display, source, batches, data_config)
+    run = Run(
+        config=config,
+        machine=machine,
+        display=display,
+        directory=directory,
+        source=source,
+        model_name=name,
+        model=model,
+        data_config=data_config,
+        learner=learner,
+        batches=batches,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        checkpointer=checkpointer,
+        trackers=Trackers({}, display.say),
+        progress=Progress(),
+        interruption=Interruption(machine),
+    )
+    _begin(run, goes_on=goes_on)
+    return run
+
+
+def _begin(run: Run, *, goes_on: bool) -> None:
+    """Says what the run is, records its settings, and restores what it had reached."""
+    config, display = run.config, run.display
+    if goes_on:
+        run.progress = run.checkpointer.restore()
+        evaluated = run.progress.evaluated_step
+        epoch, batch = evaluated // run.steps_per_epoch, run.progress.step - evaluated
+        display.say(f"Continuing {run.directory.path} at epoch {epoch + 1}, batch {batch + 1}.")
+    elif config.resume:
+        display.say(f"{run.directory.last} is not there yet: the run starts fresh.")
+    environment = describe_environment(run.machine)
+    run.machine.ask_main_process(lambda: run.directory.write_settings(config, environment, run.source.split))
+    display.say(str(run))
+    if not goes_on:
+        display.say(run.machine.ask_main_process(lambda: first_look(run.source)))
+    run.began_s = time.monotonic() - run.progress.elapsed_s
+    run.machine.ask_main_process(lambda: _open_trackers(run))
+
+
+def _open_source(config: TrainConfig, machine: Machine) -> Source:
+    source = machine.main_process_first(
+        lambda: open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
+    )
+    if source.split["kind"] == "given" and "val_fraction" in config.changed:
+        raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
+    return source
+
+
+def _open_trackers(run: Run) -> None:
+    run.trackers = open_trackers(
+        run.config.log_to or (),
+        run.directory.path,
+        plain(asdict(run.config)),
+        first_epoch=len(run.progress.metrics),
+        resume=run.config.resume,
+        warn=run.display.say,
+    )
+
+
+def _make_loaders(
+    config: TrainConfig,
+    machine: Machine,
+    display: Display,
+    source: Source,
+    batches: EpochBatches,
+    data_config: dict[str, Any],
+) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
+    """The loaders of training and of validation images."""
+    crop, transform = train_transform(
+        data_config,
+        crop_padding=config.crop_padding,
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.aa,
+    )
+    train, val = source.train, source.val
+    if config.cache:
+        machine.ask_main_process(lambda: refuse_large_cache((train, crop), (val, None)))
+        display.say(f"decoding {len(train) + len(val):,} images, to keep them in memory")
+        train, val = cached(train, crop), cached(val)
+    train_loader = make_loader(
+        DrawnImages(train, transform, crop=crop, seed=config.seed),
+        batches,
+        workers=config.workers,
+        pin_memory=machine.device.type == "cuda",
+    )
+    val_loader = evaluation_loader(
+        val,
+        data_config,
+        batch_size=max(1, config.batch_size // machine.world_size),
+        machine=machine,
+        workers=config.workers,
+    )
+    return train_loader, val_loader
+
+
+def rate_in_words(config: TrainConfig) -> str:
+    """The learning rate, for how many images, and what it was scaled from."""
+    return f"lr {config.lr:.3g} for {config.batch_size} images a step{scaling_in_words(vars(config))}"

@@ -1,0 +1,203 @@
+"""What the report of a run says. The page is well-formed XML too, which makes it easy to read here."""
+
+import base64
+import io
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2t_vit.data.images import ImageSet, UnreadableImage
+from t2t_vit.pictures.page import page
+from t2t_vit.pictures.report import Answer, RunSummary
+
+
+def text_of(element):
+    return " ".join("".join(element.itertext()).split())
+
+
+def texts_of(elements):
+    return [text_of(element) for element in elements]
+
+
+def images_of(labels, *, size=(40, 30), names=None, unreadable=()):
+    def load(index):
+        if index in unreadable:
+            raise UnreadableImage("x", "gone")
+        return Image.new("RGB", size, (index, 0, 0))
+
+    return ImageSet(names or [f"val/{index}.png" for index in range(len(labels))], labels, load)
+
+
+def page_of(labels, predicted, *, class_names=None, probabilities=None, **images):
+    """The page of a run of two epochs that predicted these labels."""
+    probabilities = probabilities or [0.9] * len(labels)
+    predictions = [
+        Answer(index, labels[index], predicted[index], probabilities[index], in_top5=True)
+        for index in range(len(predicted))
+    ]
+    metrics = [
+        {"epoch": epoch, "train_loss": 1.0, "val_loss": 0.5, "val_top1": top1, "ema_top1": top1 - 1}
+        | {"images_per_second": 5.0, "elapsed_s": 60.0 * (epoch + 1)}
+        | {"data_wait_percent": 20.0 * epoch, "device_wait_percent": 60.4}
+        for epoch, top1 in enumerate((50.0, 90.0))
+    ]
+    class_names = class_names or [f"class {label}" for label in range(max(labels) + 1)]
+    summary = RunSummary("title", "about", metrics, 1, images_of(labels, **images), class_names)
+    return ElementTree.fromstring(page(summary, predictions))
+
+
+def section(tree, title):
+    (found,) = [part for part in tree.iter("section") if part.find("h2").text == title]
+    return found
+
+
+def cells_of(tree):
+    """The matrix as the titles of its cells tell it."""
+    titles = [title.text for svg in tree.iter("svg") for title in svg.iter("title")]
+    found = [re.fullmatch(r"(.*) taken for (.*): ([\d,]+)", title).groups() for title in titles]
+    return {(label, predicted): int(count.replace(",", "")) for label, predicted, count in found}
+
+
+def test_nothing_is_asked_of_the_network():
+    tree = page_of([0, 1], [1, 0])
+    assert "default-src 'none'" in tree.find("head/meta[@http-equiv]").get("content")
+    assert list(tree.iter("script")) == []
+    for element in tree.iter():
+        assert not [key for key in element.keys() if key.startswith("on")]  # noqa: SIM118
+        assert re.match("data:|#", element.get("src", element.get("href", "#")))
+    assert not re.search("url|@import", "".join(style.text for style in tree.iter("style")))
+
+
+def test_a_colour_of_the_page_depends_on_the_light():
+    light, dark = re.findall(r":root \{(.*?)\}", page_of([0, 1], [0, 1]).find("head/style").text, re.DOTALL)
+    assert "--paper: #ffffff" in light
+    assert "--paper: #14161a" in dark
+
+
+def test_the_speed_is_told_with_what_the_time_of_the_last_epoch_went_to():
+    assert texts_of(page_of([0, 1], [1, 0]).iterfind(".//dl/div"))[-2:] == [
+        "time2:00 evaluations included", "images a second5 data wait 20 %, device wait 60 %",
+    ]  # fmt: skip
+
+
+def test_names_are_shown_as_they_are_and_run_nothing():
+    names = ['<script>alert("1")</script> --> #0077bb', "a & 'b' <img src=http://x> $x$ \u732b"]
+    tree = page_of([0, 1], [1, 0], class_names=names, names=[f"val/{name}/\udcff.png" for name in names])
+    assert cells_of(tree) == {(names[0], names[1]): 1, (names[1], names[0]): 1}
+    first = section(tree, "Most confident mistakes").find(".//img")
+    assert first.get("alt") == f"val/{names[0]}/?.png: taken for {names[1]} with 90 %, is {names[0]}"
+    assert texts_of(tree.iterfind(".//li/span[@class='name']")) == names
+
+
+def test_bytes_of_a_class_name_that_are_no_text_are_question_marks():
+    assert cells_of(page_of([0], [0], class_names=["\udcff", "b"])) == {("?", "?"): 1}
+
+
+def test_pictures_have_words_for_those_who_do_not_see_them():
+    tree = page_of([0, 1, 1], [1, 1, 1])
+    assert all(image.get("alt") for image in tree.iter("img"))
+    assert {svg.get("role") for svg in tree.iter("svg")} == {"img"}
+    assert [svg.get("aria-label") for svg in tree.iter("svg")] == [
+        "Top-1 on validation images, %, over 2 epochs. moving average: 89.00 % in epoch 2. "
+        "last weights: 90.00 % in epoch 2",
+        "Loss, over 2 epochs. training: 1 at the end. validation: 0.5 at the end",
+        "Confusion matrix of 2 classes",
+    ]
+
+
+def test_the_most_confident_mistakes_come_first():
+    labels = [0, 1] * 30
+    probabilities = [0.5 + index / 200 for index in range(60)]
+    predicted = [1 - label if index % 2 else label for index, label in enumerate(labels)]
+    sheet = section(page_of(labels, predicted, probabilities=probabilities), "Most confident mistakes")
+    shown = [image.get("alt").split(":")[0] for image in sheet.iter("img")]
+    assert shown == [f"val/{index}.png" for index in range(59, 11, -2)]
+    assert text_of(sheet.find("p")).startswith("24 of 30 mistakes")
+    assert text_of(sheet.find(".//figcaption")) == "class 0 80 %is class 1val/59.png"  # in three lines
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "side"), [((40, 30), "png", 30), ((90, 100), "jpeg", 90), ((900, 1000), "jpeg", 144)]
+)
+def test_thumbnails_are_square_and_small_images_keep_their_pixels(size, kind, side):
+    (shown,) = page_of([0, 1], [0, 0], size=size).iter("img")
+    start, content = shown.get("src").split(",")
+    assert start == f"data:image/{kind};base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+        assert image.size == (side, side)
+        assert np.abs(np.asarray(image.convert("RGB")).astype(int) - (1, 0, 0)).max() <= 2
+    assert (shown.get("class") == "pixels") == (kind == "png")
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted():
+    tree = page_of([0, 1, 0, 1], [1, 0, 1], unreadable=(1,))
+    assert "1 of 4 images cannot be read" in text_of(tree.find(".//header"))
+    sheet = section(tree, "Most confident mistakes")
+    assert [image.get("alt")[:9] for image in sheet.iter("img")] == ["val/0.png", "val/2.png"]
+    assert text_of(sheet.find("p")).startswith("2 of 3 mistakes")
+
+
+def test_without_any_readable_image_there_are_the_curves():
+    tree = page_of([0, 1], [])
+    assert texts_of(tree.iter("h2")) == ["Learning curves"]
+    assert texts_of(tree.iter("dt")) == ["best epoch", "time", "images a second"]
+    assert "2 of 2 images cannot be read" in text_of(tree.find(".//header"))
+
+
+def test_without_a_mistake_it_says_so():
+    tree = page_of([0, 1], [0, 1])
+    assert text_of(section(tree, "Most confident mistakes").find("p")) == "No mistake."
+    assert tree.find(".//img") is None
+    assert tree.find(".//ol[@class='pairs']") is None
+
+
+def test_matrix_and_pairs_count_every_image():
+    tree = page_of([0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 0, 2], class_names=["a", "b", "c"])
+    assert cells_of(tree) == {("a", "a"): 1, ("a", "b"): 2, ("b", "b"): 1, ("c", "a"): 1, ("c", "c"): 1}
+    texts = [(text.text, float(text.get("x")), float(text.get("y"))) for text in list(tree.iter("svg"))[2].iter("text")]
+    (x_of_b, y_of_a), ((x, y),) = (texts[1][1], texts[3][2]), [place for text, *place in texts if text == "2"]
+    assert [text for text, *_ in texts[:6]] == ["a", "b", "c", "a", "b", "c"]  # above and at the left
+    assert (x, y) == pytest.approx((x_of_b, y_of_a), abs=2)
+    pairs = texts_of(tree.iterfind(".//ol[@class='pairs']/li"))
+    assert pairs == ["a taken for b 2 ×", "c taken for a 1 ×"]  # noqa: RUF001
+
+
+def test_long_names_beside_the_matrix_keep_both_ends():
+    names = ["a species with a long name, male", "a species with a long name, female"]
+    texts = texts_of(list(page_of([0, 1], [0, 1], class_names=names).iter("svg"))[2].iter("text"))
+    assert {"a specie…ame, male", "a specie…e, female"} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "counted", "named"), [(20, True, True), (50, False, True), (200, False, False)]
+)
+def test_the_matrix_says_less_the_more_classes_there_are(num_classes, counted, named):
+    labels = list(range(num_classes))
+    tree = page_of(labels, labels)
+    texts = texts_of(list(tree.iter("svg"))[2].iter("text"))
+    assert ("1" in texts) == counted
+    assert ("class 3" in texts) == named
+    assert len(cells_of(tree)) == num_classes
+
+
+def test_classes_are_listed_from_the_worst():
+    tree = page_of([0, 0, 1, 1, 1, 1, 2], [0, 0, 0, 0, 1, 1, 0], class_names=["a", "b", "c", "unseen"])
+    listed = section(tree, "Accuracy of each class")
+    assert texts_of(listed.iter("li")) == ["c0.0 % 0 of 1", "b50.0 % 2 of 4", "a100.0 % 2 of 2"]
+    assert [bar.get("style") for bar in listed.iter("i")] == ["width:0.0%", "width:50.0%", "width:100.0%"]
+    assert text_of(listed.find("p")) == "The worst first. Without an image here: 1."
+
+
+def test_of_more_than_200_classes_the_extremes_are_listed():
+    labels = [label for label in range(201) for _ in range(2)]
+    predicted = [0 if index < 60 and index % 2 else label for index, label in enumerate(labels)]
+    tree = page_of(labels, predicted)
+    assert len(list(tree.iter("svg"))) == 2
+    assert "201 classes are too many for a matrix" in text_of(section(tree, "Confusions"))
+    names = texts_of(tree.iterfind(".//li/span[@class='name']"))
+    assert len(names) == 40
+    assert names[:3] == ["class 1", "class 2", "class 3"]
+    assert names[-1] == "class 200"
