@@ -118,7 +118,7 @@ def main() -> int:
 
 
 def run(given: dict[str, Any], output: Path) -> Path:
-    """Trains quietly; returns the last checkpoint."""
+    """Trains a network; returns its last checkpoint."""
     config = TransferConfig if given["recipe"] == "transfer" else TrainConfig
     interrupted = run_training(configure(config, **SHARED, **given, output=str(output))).interrupted
     if interrupted:
