@@ -16,7 +16,7 @@ from t2t_vit.data.tars import index_tar, tar_reader
 from t2t_vit.errors import UserError, abbreviate
 
 VAL_FOLDERS = ("val", "validation")
-# Folders that stand for a split of the data, not for a class of it.
+# Folders that stand for a split of the data, not for a class.
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -26,7 +26,7 @@ def folder_splits(data: str) -> Splits:
     In a folder, train.tar stands for train/, and so on.
 
     Raises:
-        UserError: there is a file that is no tar, or two validation splits.
+        UserError: the data is a file but no tar, or has two validation splits.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -59,9 +59,9 @@ class _Tree:
 
     Attributes:
         root: the folder, or the tar file.
-        children: from a folder to the names of the folders and of the files in it, sorted, without hidden ones.
-        reader: from the paths of files to a function that gives the content of one by its index.
-        top: the folder with which the tree begins.
+        children: maps a folder to the sorted names of the folders and of the files in it, without hidden ones.
+        reader: maps paths of files to a function from an index to the content of that file.
+        top: the folder where the tree begins.
     """
 
     root: Path
@@ -70,11 +70,11 @@ class _Tree:
     top: str = ""
 
     def title(self, folder: str) -> str:
-        """What a message calls a folder."""
+        """The folder's name in messages."""
         return str(self.root / folder)
 
     def files(self, folder: str) -> list[str]:
-        """The files in a folder and below it, sorted, as paths from it."""
+        """The files at any depth in a folder, sorted, as paths relative to it."""
         folders, files = self.children(folder)
         below = [f"{name}/{file}" for name in folders for file in self.files(posixpath.join(folder, name))]
         return sorted(files + below)
@@ -109,7 +109,7 @@ def _tar_tree(path: Path) -> _Tree:
 
 
 def _list_names(names: Sequence[str], folder: str) -> tuple[list[str], list[str]]:
-    """What is in a folder, by the sorted paths of all files."""
+    """The names of the folders and of the files in a folder, from the sorted paths of all files."""
     prefix = f"{folder}/" if folder else ""
     first = bisect_left(names, prefix)
     end = bisect_left(names, f"{folder}0") if folder else len(names)  # 0 follows the slash
@@ -123,12 +123,10 @@ def _read_tar(path: Path, split: str) -> tuple[tuple[str, ...], ImageSet]:
 
 
 def _read_classes(tree: _Tree, folder: str, split: str) -> tuple[tuple[str, ...], ImageSet]:
-    """The class names, sorted, and the images.
+    """The sorted class names and the images of a folder with class folders.
 
     Args:
-        tree: where the folder is.
-        folder: holds the class folders.
-        split: what image names begin with, so that they are the same in folders and in tar files.
+        split: the start of image names, so that they are the same in folders and in tar files.
     """
     class_names = _list_class_folders(tree, folder)
     files: list[str] = []

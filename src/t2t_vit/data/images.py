@@ -1,4 +1,4 @@
-"""Labelled images, each decoded when it is asked for."""
+"""Labelled images, each decoded when it is needed."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,12 +19,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UnreadableImage(UserError):
-    """An image that is missing, cut off or no image at all.
-
-    Attributes:
-        name: the image, as its set names it.
-        reason: what the decoder says, without a full stop.
-    """
+    """An image that is missing, cut off or no image at all; `reason` is the decoder's, without a full stop."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)  # both, so that the error travels between processes
@@ -35,20 +30,20 @@ class UnreadableImage(UserError):
 
 
 class Load(Protocol):
-    """Index to RGB image: the whole, or what a crop makes of it. Raises UnreadableImage."""
+    """Maps an index to an RGB image, whole or cropped. Raises UnreadableImage."""
 
     def __call__(self, index: int, crop: Crop | None = None) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images, each decoded when asked for.
+    """Labelled images, each decoded when it is needed.
 
     Attributes:
-        names: what to call each image, such as its path below the data folder, with "/".
+        names: a name for each image, such as its path below the data folder, with "/".
         labels: the class of each image.
-        load: gives an image. It must pickle and survive a fork, for worker processes.
-        in_memory: whether the images lie decoded in memory.
+        load: gives an image by its index. It must pickle and survive a fork, for worker processes.
+        in_memory: whether the images are in memory, decoded.
     """
 
     names: Sequence[str]
@@ -70,7 +65,7 @@ def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = N
 
 
 def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]) -> ImageSet:
-    """Images that lie in memory: (N, H, W) in grey or (N, H, W, 3) in RGB, uint8."""
+    """Images in memory: (N, H, W) in grey or (N, H, W, 3) in RGB, uint8."""
     return ImageSet(names, labels, partial(_load_array, arrays), in_memory=True)
 
 
@@ -88,12 +83,12 @@ def _load_file(read: Callable[[int], bytes], names: Sequence[str], index: int, c
 
 
 def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: str | None = None) -> Image.Image:
-    """The image in a file, in RGB: the whole, or what a crop makes of it.
+    """The image in a file, in RGB, whole or cropped.
 
     Args:
         file: a path or an open binary file.
-        crop: what the image is for, None for all of it.
-        name: what an error calls the image, the path if not given.
+        crop: None gives the whole image.
+        name: the image's name in errors, by default the path.
 
     Raises:
         UnreadableImage: the decoder fails, for whatever reason.
@@ -119,7 +114,7 @@ def _decode(open_file: Callable[[], BinaryIO], crop: Crop | None, name: str) -> 
 
 
 def _decode_part(image: Image.Image, crop: Crop) -> Image.Image:
-    """The part of an opened image that a crop chooses, decoded smaller where the crop shrinks it to that anyway."""
+    """The part of an opened image that a crop chooses, decoded smaller if the crop shrinks it anyway."""
     width, height = image.size
     box = crop.choose(width, height)
     reduction = crop.reduction(box)
@@ -139,12 +134,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def crop_pixels(levels: Sequence[np.ndarray], crop: Crop | None) -> Image.Image:
-    """The image of these pixels, in RGB: the whole, or what a crop makes of it.
+    """The image of these pixels, in RGB, whole or cropped.
 
     Args:
-        levels: the pixels, (H, W) or (H, W, 3), uint8; then, where they are known, those of the same image decoded
-            at a half, a quarter and an eighth.
-        crop: what the image is for, None for all of it.
+        levels: the pixels, (H, W) or (H, W, 3), uint8; then, if known, those of the same image decoded at a half, a
+            quarter and an eighth.
+        crop: None gives the whole image.
     """
     whole = levels[0]
     if crop is None:

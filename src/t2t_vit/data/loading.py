@@ -22,7 +22,7 @@ from t2t_vit.errors import UserError
 
 
 class Draw(NamedTuple):
-    """One image of one epoch: the place in the epoch's order, and where the image is in its set."""
+    """One image of one epoch: its position in the epoch's order, and its index in the image set."""
 
     epoch: int
     position: int
@@ -30,12 +30,12 @@ class Draw(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a loader yields. Unreadable images are left out, so that a batch may hold fewer images, or none.
+    """What a loader yields, without unreadable images: a batch may hold fewer images than asked for, or none.
 
     Attributes:
-        images: (B, C, H, W), uint8, channels innermost in memory; as `Normalize` takes them.
+        images: (B, C, H, W), uint8, channels last in memory; `Normalize` takes them.
         targets: labels, (B,), int64.
-        indices: where the images are in their set, (B,), int64.
+        indices: rows of the images in their set, (B,), int64.
         unreadable: a sentence for each image left out, with its name and the reason.
     """
 
@@ -57,23 +57,21 @@ class Sample(NamedTuple):
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """The batches of one epoch after another: the batch sampler of a training loader.
+    """The batch sampler of a training loader: the batches of one epoch after another.
 
-    An epoch's order is a permutation drawn from (seed, epoch). Global batch g is positions g B .. (g + 1) B - 1, and
-    process r of W takes every W-th of them from r on, so that the processes together draw what one alone would. The
-    images that do not fill the last batch are left out, unless they are all there is: then they make one smaller
-    batch, and the processes' shares of it may differ by one.
+    (seed, epoch) determine an epoch's order. Batch g is positions g B .. (g + 1) B - 1; process r of W takes every W-th
+    of them from r on, so that all processes together draw what one alone would. Images that do not fill the last batch
+    are left out. If there are fewer than B images, they make one smaller batch, and the processes' shares of it may
+    differ by one.
 
     Args:
-        num_images: size of the training set.
         batch_size: B, images in a batch over all processes.
-        repeats: times an image is drawn, one after another; an epoch then holds so many times fewer images.
-        seed: of the order.
+        repeats: times an image is drawn in a row; an epoch then holds that many times fewer images.
         rank: this process, r.
         world_size: number of processes, W.
 
     Raises:
-        UserError: when a batch or the images cannot be shared among the processes.
+        UserError: a batch or the images cannot be shared among the processes.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class EpochBatches(Sampler[list[Draw]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, *, start_batch: int = 0) -> None:
-        """Makes the next iteration yield the batches of this epoch, from start_batch on."""
+        """Makes the next iteration yield the batches of this epoch, from `start_batch` on."""
         self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
@@ -109,11 +107,7 @@ class EpochBatches(Sampler[list[Draw]]):
 
 
 def evaluation_batches(num_images: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Draw]]:
-    """The batches of an evaluation: every image once over all processes, in order, none added to fill a batch.
-
-    Args:
-        batch_size: images in a batch of this process.
-    """
+    """This process's batches of an evaluation: all processes together see every image once, in order."""
     mine = range(rank, num_images, world_size)
     return [
         [Draw(0, index, index) for index in mine[first : first + batch_size]]
@@ -122,7 +116,7 @@ def evaluation_batches(num_images: int, *, batch_size: int, rank: int = 0, world
 
 
 class DrawnImages(Dataset[Sample]):
-    """Images by `Draw`, transformed with random numbers that (seed, epoch, position) determine."""
+    """Images by `Draw`; (seed, epoch, position) determine the random numbers of their transform."""
 
     def __init__(self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int = 42) -> None:
         self.images, self.transform, self.crop, self.seed = images, transform, crop, seed
@@ -132,7 +126,7 @@ class DrawnImages(Dataset[Sample]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
         """The samples of a whole batch, which is how a DataLoader asks for them."""
-        with _random_state_kept():  # once a batch: for a small image it costs a fifth of the time
+        with _random_state_kept():  # once a batch, because for a small image it takes a fifth of the time
             return [self._sample(draw) for draw in draws]
 
     def _sample(self, draw: Draw) -> Sample:
@@ -146,7 +140,7 @@ class DrawnImages(Dataset[Sample]):
 
 
 def _seed(*key: int) -> None:
-    """Seeds the generators from which transforms draw: Python's, NumPy's, and torch's of the CPU."""
+    """Seeds the generators that transforms draw from: Python's, NumPy's, and torch's of the CPU."""
     random.seed(" ".join(map(str, key)))  # Python hashes text with SHA-512: near keys give unrelated numbers
     np.random.seed(random.getrandbits(32))
     torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed would reseed the GPUs as well
@@ -154,7 +148,7 @@ def _seed(*key: int) -> None:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Restores the CPU random number generators at the end, whatever is seeded or drawn inside."""
+    """Restores the CPU's random number generators at the end."""
     python, numpy, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -184,11 +178,11 @@ def make_loader(
     workers: int | None = None,
     pin_memory: bool = False,
 ) -> "DataLoader[Batch]":
-    """A loader of `Batch`; its workers live as long as the loader, across epochs.
+    """A loader of `Batch` whose workers live across epochs.
 
     Args:
-        batches: an `EpochBatches`, to be told the epoch before each iteration, or `evaluation_batches`.
-        workers: processes that decode and augment; 0 decodes in this process; None is `default_workers`.
+        batches: `evaluation_batches`, or an `EpochBatches`, which must be told the epoch before each iteration.
+        workers: processes that decode and augment; 0 decodes in this process; None takes `default_workers`.
         pin_memory: whether the batches go to a GPU.
     """
     workers = default_workers() if workers is None else workers
@@ -205,7 +199,7 @@ def make_loader(
 
 
 def default_workers() -> int:
-    """One worker for each core this process may use, shared among the node's processes, 8 at most; none on one core."""
+    """One worker a core, shared among the machine's training processes: 8 at most, none on one core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun sets it
     return min(share, 8) if share > 1 else 0

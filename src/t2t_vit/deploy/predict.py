@@ -1,4 +1,4 @@
-"""Labels with probabilities, for image files from anywhere."""
+"""`t2t-vit predict`: labels of image files, with their probabilities."""
 
 import json
 import sys
@@ -17,8 +17,7 @@ def predict(config: PredictConfig) -> None:
     """Prints the labels of images.
 
     Raises:
-        UserError: for a path that does not exist, before anything is predicted; for unreadable images, named, after
-            all others were.
+        UserError: a path does not exist, told before the first image; or images cannot be read, told after the last.
     """
     paths = find_images(config.images)
     predictor = Predictor(config.checkpoint, device=config.device)
@@ -37,10 +36,10 @@ def predict(config: PredictConfig) -> None:
 
 
 def find_images(words: Sequence[str]) -> list[Path]:
-    """The files that are named, and the images in the folders that are, at any depth.
+    """The files among these paths, and the images at any depth in the folders among them.
 
     Raises:
-        UserError: for a path that does not exist, or a folder without images.
+        UserError: a path does not exist, or a folder has no images.
     """
     paths = [Path(word).expanduser() for word in words]
     missing = [str(path) for path in paths if not path.exists()]
@@ -56,7 +55,7 @@ def find_images(words: Sequence[str]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Image files by name, hidden ones and those in hidden folders left out."""
+    """The image files in a folder, sorted, without hidden files and folders."""
     return sorted(
         path
         for path in folder.rglob("*")

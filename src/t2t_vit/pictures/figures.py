@@ -53,8 +53,8 @@ class Bar:
 def draw_accuracies(axes: Axes, curves: Curves) -> None:
     """Draws accuracies in percent over the epochs, a line for each name, with a dot at its best epoch.
 
-    The height is the error's logarithm: 99 % stands as far above 96.7 % as 90 % above 67 %. No error at all has no
-    logarithm: it is drawn at half of the smallest error.
+    The axis is logarithmic in the error: 99 % stands as far above 96.7 % as 90 % above 67 %. An error of zero is drawn
+    at half of the smallest other one.
     """
     errors = [100 - np.asarray(curve, float) for curve in curves.values()]
     together = np.concatenate(errors)
@@ -80,7 +80,7 @@ def draw_accuracies(axes: Axes, curves: Curves) -> None:
 
 
 def draw_losses(axes: Axes, curves: Curves) -> None:
-    """Draws losses over the epochs, a line for each name; those that are not finite are left out."""
+    """Draws losses over the epochs, a line for each name, without losses that are not finite."""
     for name, curve in curves.items():
         line = np.where(np.isfinite(curve), curve, np.nan)
         _draw_line(axes, line, f"{name}: {curve[-1]:.4g} at the end", dots=[0] if len(line) == 1 else [])
@@ -95,7 +95,7 @@ def _draw_line(axes: Axes, line: np.ndarray, label: str, *, dots: list[int]) -> 
 
 
 def _finish_curves(axes: Axes, curves: Curves) -> None:
-    """Adds the axis of the epochs, and a legend above, where no line is."""
+    """Adds the axis of the epochs, and a legend above the lines."""
     axes.set_xlim(1, max(2, *map(len, curves.values())))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("epochs")
@@ -115,7 +115,7 @@ def curves_svg(title: str, draw: Callable[[Axes, Curves], None], curves: Curves)
 
 
 def sheet_shape(labels: Iterable[str]) -> tuple[int, int]:
-    """How many thumbnails fill a sheet, (columns, rows): fewer and wider ones where the labels are long."""
+    """The number of thumbnails on a sheet, (columns, rows): fewer and wider ones if labels are long."""
     return (5, 3) if any(len(label) > 3 for label in labels) else (8, 5)
 
 
@@ -138,7 +138,7 @@ def draw_sheet(figure: SubFigure, samples: Sequence[Sample]) -> None:
 
 
 def _cut(name: str, num_characters: int) -> str:
-    """The name without its middle, where it is long: what tells two names apart is often at the end."""
+    """A long name without its middle, since names often differ at the end."""
     half = num_characters // 2
     return name if len(name) <= num_characters else f"{name[: num_characters - half - 1]}…{name[-half:]}"
 
@@ -155,9 +155,8 @@ def comparison_figure(
     """Writes a picture: learning curves on the left, a sheet of predicted images on the right.
 
     Args:
-        curves: for each model's name, its top-1 in percent after each epoch.
+        curves: maps a model's name to its top-1 in percent after each epoch.
         samples: the images of the sheet, in reading order.
-        path: the PNG to write.
         sheet_title: the line above the sheet.
         sheet_note: a fainter line below that.
     """
@@ -177,12 +176,12 @@ def comparison_figure(
 
 @styled
 def confusion_svg(labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> Markup:
-    """Returns a matrix with a row for each class and a column for each class that its images were taken for.
+    """Returns the confusion matrix: a row for each class, a column for each predicted class.
 
     Args:
         labels: the class of each image.
-        predicted: the class that the network gave it.
-        names: label to name.
+        predicted: its predicted class.
+        names: the name of each class.
     """
     from sklearn.metrics import confusion_matrix  # as slow to import as all the rest
 
@@ -216,13 +215,7 @@ def confusion_svg(labels: Sequence[int], predicted: Sequence[int], names: Sequen
 
 @styled
 def speed_figure(panels: Mapping[str, Sequence[Bar]], path: str | os.PathLike[str], *, note: str = "") -> None:
-    """Writes a picture: below each other, for each title a panel of bars.
-
-    Args:
-        panels: title -> its bars, from the top.
-        path: the PNG or SVG to write.
-        note: a faint line below all.
-    """
+    """Writes a PNG or SVG with a panel of bars for each title, and a faint note below."""
     num_bars = [len(bars) for bars in panels.values()]
     figure = Figure(
         figsize=(11, 0.42 * sum(num_bars) + 0.9 * len(panels) + 0.4),
@@ -241,7 +234,7 @@ def speed_figure(panels: Mapping[str, Sequence[Bar]], path: str | os.PathLike[st
 
 
 def draw_bars(axes: Axes, bars: Sequence[Bar], colours: Mapping[str, str]) -> None:
-    """Draws a bar for each network and setting, with its spread, its speed and the ratio to the baseline."""
+    """Draws a bar for each network and setting, with its spread, speed and ratio to the baseline."""
     columns = ("lowest", "images_per_second", "highest")
     lowest, speeds, highest = (np.array([getattr(bar, column) or 0.0 for bar in bars]) for column in columns)
     drawn = axes.barh(
