@@ -65,14 +65,17 @@ def tiny_config(picture_folder, tmp_path):
             "model": "t2t_vit_7",
             "img_size": 32,
             "epochs": 2,
+            "eval_share": 1.0,
+            "hflip": 0.5,
             "warmup_epochs": 0,
             "batch_size": 8,
             "output": str(tmp_path / "run"),
             "device": "cpu",
             "amp": False,
             "workers": 0,
-            "aa": None,  # a few steps learn little from heavy augmentation
-            "reprob": 0.0,
+            "affine": 0.0,
+            "scale": (0.08, 1.0),
+            "ratio": (0.75, 1.3333),
         }
         return configure(TrainConfig, **settings | changes)
 

@@ -38,7 +38,7 @@ def test_transfer_groups_are_the_head_and_the_rest(tiny_config):
     config = tiny_config(**recipe, backbone_lr_scale=0.01)
     model = network(config)
     optimizer = build_optimizer(config, model)
-    schedule = build_schedule(config, optimizer, updates_per_epoch=4)
+    schedule = build_schedule(config, optimizer, num_steps=8, steps_per_epoch=4)
     head, rest = optimizer.param_groups
     assert {id(parameter) for parameter in head["params"]} == {id(model.head.weight), id(model.head.bias)}
     assert id(model.cls_token) in {id(parameter) for parameter in rest["params"]}
@@ -82,7 +82,7 @@ def test_a_frozen_backbone_does_not_move(tiny_config):
 def test_the_schedule_warms_up_follows_the_cosine_and_cools_down(tiny_config):
     config = tiny_config(epochs=10, warmup_epochs=2, cooldown_epochs=2, lr=1.0, min_lr=0.1, warmup_lr=0.0)
     optimizer = build_optimizer(config, network(config))
-    schedule = build_schedule(config, optimizer, updates_per_epoch=4)
+    schedule = build_schedule(config, optimizer, num_steps=40, steps_per_epoch=4)
     rates = []
     for step in range(40):
         schedule.step_update(step)
