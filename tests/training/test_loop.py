@@ -115,7 +115,7 @@ def test_a_compiled_network_learns_and_is_saved_as_any_other(tiny_config, tmp_pa
 
 def test_training_learns(tiny_config):
     result = run_training(
-        tiny_config(epochs=10, lr=1e-3, scale=(0.8, 1.0), color_jitter=None, model_ema=False, smoothing=0.0)
+        tiny_config(epochs=6, lr=1e-2, scale=(0.8, 1.0), color_jitter=None, model_ema=False, smoothing=0.0)
     )
     assert result.metrics[-1]["train_loss"] < 0.5 * result.metrics[0]["train_loss"]
     assert result.best_top1 == 100.0

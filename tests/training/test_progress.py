@@ -18,6 +18,8 @@ from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.train import run_training
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 EVERYTHING = {
     "mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "drop": 0.1, "drop_path": 0.2,
     "aug_repeats": 2, "clip_grad": 1.0,
