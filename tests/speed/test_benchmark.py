@@ -47,6 +47,7 @@ def official(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_the_whole_command(official, tmp_path, capfd):
     table, picture = tmp_path / "speed.csv", tmp_path / "speed.png"
     words = "benchmark T2t_vit_7 --mode train --precision bfloat16 --img-size 32 -b 2 --threads 1 --rounds 3"

@@ -175,6 +175,7 @@ def test_processes_are_ended_in_time(monkeypatch):
     assert worker.process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_processes_that_die_or_fail_tell_it():
     settings = {"mode": "infer", "precision": "float32", "batch_size": 1}
     dies = Contender("dies", partial(os._exit, 7), **settings)

@@ -77,7 +77,7 @@ def kill_after_step(monkeypatch, step):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("step", [0, 2, 3, 5])
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 3, 5))])
 def test_killed_after_a_step(name, step, tiny_config, tmp_path, monkeypatch):
     """3 steps an epoch, a checkpoint after every second: kills fall on and between checkpoints and epochs."""
     settings = {**SETTINGS[name], "checkpoint_every": 2, "workers": 0}
@@ -89,6 +89,7 @@ def test_killed_after_a_step(name, step, tiny_config, tmp_path, monkeypatch):
     assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True)))
 
 
+@pytest.mark.slow
 def test_killed_many_times_with_changing_workers_and_caches(tiny_config, tmp_path, monkeypatch):
     settings = {**EVERYTHING, "checkpoint_every": 1}
     whole = run_training(tiny_config(**settings, output=str(tmp_path / "whole")))
