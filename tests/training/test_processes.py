@@ -29,6 +29,8 @@ from t2t_vit.training.loop import fit
 from t2t_vit.training.setup import setup
 from t2t_vit.training.train import run_training
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "model": "t2t_vit_7", "img_size": 32, "epochs": 2, "eval_share": 1.0, "warmup_epochs": 0, "batch_size": 8,
     "device": "cpu", "amp": False, "workers": 0,

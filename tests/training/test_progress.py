@@ -18,6 +18,8 @@ from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.train import run_training
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 EVERYTHING = {
     "mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "drop": 0.1, "drop_path": 0.2,
     "aug_repeats": 2, "clip_grad": 1.0,
@@ -75,7 +77,7 @@ def kill_after_step(monkeypatch, step):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("step", [0, 2, 3, 5])
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 3, 5))])
 def test_killed_after_a_step(name, step, tiny_config, tmp_path, monkeypatch):
     """3 steps an epoch, a checkpoint after every second: kills fall on and between checkpoints and epochs."""
     settings = {**SETTINGS[name], "checkpoint_every": 2, "workers": 0}
@@ -87,6 +89,7 @@ def test_killed_after_a_step(name, step, tiny_config, tmp_path, monkeypatch):
     assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True)))
 
 
+@pytest.mark.slow
 def test_killed_many_times_with_changing_workers_and_caches(tiny_config, tmp_path, monkeypatch):
     settings = {**EVERYTHING, "checkpoint_every": 1}
     whole = run_training(tiny_config(**settings, output=str(tmp_path / "whole")))
