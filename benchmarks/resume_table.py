@@ -23,10 +23,11 @@ from typing import Any, BinaryIO
 
 import sklearn.datasets
 import torch
-from kill_storm import final_hashes, fork, write_rows
+from kill_storm import final_hashes, fork
 from PIL import Image
 
 from t2t_vit.cli import main as t2t_vit
+from t2t_vit.runtime.files import write_csv
 from t2t_vit.training import loop
 from t2t_vit.training.checkpointer import Checkpointer
 from t2t_vit.training.learner import Learner
@@ -91,7 +92,7 @@ def main() -> int:
             print(f"  {', '.join(cells):>23}", end="", flush=True)
         print()
     if options.csv:
-        write_rows(options.csv, rows)
+        write_csv(options.csv, rows)
     different = sum(not row["identical"] for row in rows)
     print(f"{len(rows)} stopped runs, {different} ended otherwise than the uninterrupted one.")
     shutil.rmtree(work)

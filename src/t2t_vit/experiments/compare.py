@@ -14,7 +14,7 @@ from t2t_vit.errors import UserError
 from t2t_vit.experiments.config import CompareConfig
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.complexity import count_macs, count_parameters, describe, print_complexity
-from t2t_vit.models.names import resolve_name
+from t2t_vit.models.names import plain_spelling, resolve_name
 from t2t_vit.options import configure
 from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
@@ -37,7 +37,7 @@ def compare(config: CompareConfig) -> None:
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
         return
-    if timm.is_model(config.data.lower()) and not Path(config.data).exists():
+    if timm.is_model(plain_spelling(config.data)) and not Path(config.data).exists():
         raise UserError(f"{config.data} is a model, and no data to train on: t2t-vit compare --models {config.data}")
     names = list(dict.fromkeys(resolve_name(name) for name in config.models))
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")

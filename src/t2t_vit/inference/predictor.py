@@ -129,7 +129,13 @@ class Predictor:
         return prediction
 
     def _predict(
-        self, images: ImageSet, top_k: int | None, *, embed: bool = False, batch_size: int = 32, workers: Any = None
+        self,
+        images: ImageSet,
+        top_k: int | None,
+        *,
+        embed: bool = False,
+        batch_size: int = 32,
+        workers: int | None = None,
     ) -> Iterator[Prediction]:
         machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
         workers = workers if len(images) > batch_size else 0

@@ -49,18 +49,10 @@ class TrainConfig(Settings):
     cooldown_epochs: int = option(0, "epochs at the lowest rate at the end, part of the epochs", at_least=0)
     momentum: float | None = option(None, "momentum, where the optimiser has it", at_least=0, below=1)
     layer_decay: float | None = option(
-        None,
-        "factor of the learning rate from a block to the one below",
-        above=0,
-        at_most=1,
-        unless="freeze_backbone",
+        None, "learning rate of a block over that of the block above", above=0, at_most=1, unless="freeze_backbone"
     )
     backbone_lr_scale: float | None = option(
-        None,
-        "learning rate of everything but the head over the head's",
-        above=0,
-        at_most=1,
-        unless="freeze_backbone or layer_decay",
+        None, "backbone's learning rate over the head's", above=0, at_most=1, unless="freeze_backbone or layer_decay"
     )
     freeze_backbone: bool = option(False, "train the head alone")
     grad_accum_steps: int = option(1, "parts of a batch that go through the network one after another", at_least=1)
@@ -81,11 +73,7 @@ class TrainConfig(Settings):
     )
     model_ema_warmup: bool = option(True, "let the decay rise from 0 over the first steps", needs="model_ema")
     mixup_off_epoch: int = option(
-        0,
-        "epoch from which on nothing is mixed, 0 for never",
-        at_least=0,
-        below="epochs",
-        needs="mixup or cutmix",
+        0, "epoch from which on nothing is mixed, 0 for never", at_least=0, below="epochs", needs="mixup or cutmix"
     )
     teacher: str | None = option(None, "any timm model to distil from", metavar="MODEL")
     teacher_checkpoint: str | None = option(
@@ -94,25 +82,17 @@ class TrainConfig(Settings):
     distill_alpha: float = option(0.5, "share of the teacher's part in the loss", above=0, at_most=1, needs="teacher")
     distill_temperature: float = option(1.0, "softmax temperature of that part", above=0, needs="teacher")
 
+    hflip: float = option(0.5, "probability of a horizontal flip", at_least=0, at_most=1, heading="Augmentation")
+    vflip: float = option(0.0, "probability of a vertical flip", at_least=0, at_most=1)
     scale: tuple[float, float] = option(
-        (0.08, 1.0),
-        "area of random crops, from and to",
-        above=0,
-        at_most=1,
-        ascending=True,
-        unless="crop_padding",
-        heading="Augmentation",
+        (0.08, 1.0), "area of random crops, from and to", above=0, at_most=1, ascending=True, unless="crop_padding"
     )
     ratio: tuple[float, float] = option(
         (0.75, 1.3333), "aspect ratio of random crops, from and to", above=0, ascending=True, unless="crop_padding"
     )
-    hflip: float = option(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
-    vflip: float = option(0.0, "probability of a vertical flip", at_least=0, at_most=1)
     color_jitter: float | None = option(0.4, "colour jitter; beside --aa only with 3a", at_least=0)
     aa: str | None = option(
-        None,
-        "timm's policy: rand-m9-mstd0.5-inc1 and the like, original, v0, augmix-m3, or 3a for 3-augment",
-        metavar="POLICY",
+        None, "timm's policy, such as rand-m9-mstd0.5-inc1, original, v0, augmix-m3 or 3a (3-augment)", metavar="POLICY"
     )
     reprob: float = option(0.0, "probability of random erasing", at_least=0, at_most=1)
     crop_padding: float | None = option(
