@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
+
+from t2t_vit.data.pixels import Picture
 
 NUM_FOLDS = 4
 MIN_VAL = 10
@@ -42,8 +45,10 @@ class Agreement:
         )
 
 
-def tiny_copy(image: Image.Image) -> np.ndarray:
-    """An RGB image as the classifier sees it: 16 x 16 pixels, (768,), uint8."""
+def tiny_copy(image: Picture) -> np.ndarray:
+    """An image as the classifier sees it: 16 x 16 pixels of each channel, (256 C,), from 0 to 255."""
+    if not isinstance(image, Image.Image):
+        return 255 * adaptive_avg_pool2d(image, 16).numpy().reshape(-1)
     return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).reshape(-1)
 
 
@@ -53,8 +58,8 @@ def check_agreement(
     """Fits the classifier on training images and compares; None if fewer than two classes have enough images.
 
     Args:
-        train_copies: tiny copies, (N, 768), in the order of the data set: neighbours may be alike, as frames of a
-            video are, and must then be held out together.
+        train_copies: tiny copies, (N, D), in the order of the data set: neighbours may be alike, as frames of a video
+            are, and must then be held out together.
         train_labels: (N,).
         val_copies: (M, 768).
         val_labels: (M,).

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """What a loader yields, without unreadable images: a batch may hold fewer images than asked for, or none.
 
     Attributes:
-        images: (B, C, H, W), uint8, channels last in memory; `Normalize` takes them.
+        images: (B, C, H, W), uint8, or float32 from arrays, channels last in memory; `Normalize` takes them.
         targets: labels, (B,), int64.
         indices: rows of the images in their set, (B,), int64.
         unreadable: a sentence for each image left out, with its name and the reason.
@@ -45,12 +45,8 @@ class Batch(NamedTuple):
     unreadable: list[str]
 
 
-# Stands in for an unreadable image, so that even a batch of none has the shape of the others.
-BLANK = np.zeros((32, 32, 3), np.uint8)
-
-
 class Sample(NamedTuple):
-    image: Tensor  # (C, H, W), uint8
+    image: Tensor  # (C, H, W), uint8, or float32 of arrays
     target: int
     image_index: int
     unreadable: str | None
@@ -147,7 +143,8 @@ class DrawnImages(Dataset[Sample]):
         try:
             image = self.images.load(draw.image_index, self.crop)
         except UnreadableImage as error:
-            image, unreadable = crop_pixels([BLANK], self.crop), str(error)
+            # A blank stands in, so that even a batch of none has the shape of the others.
+            image, unreadable = crop_pixels([self.images.format.blank], self.crop), str(error)
         return Sample(self.transform(image), self.images.labels[draw.image_index], draw.image_index, unreadable)
 
 

@@ -6,6 +6,7 @@ import torch
 from timm.data import create_transform
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
+from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.errors import UserError, abbreviate, closest
 from t2t_vit.models.names import resolve_name
 from t2t_vit.options import in_words
@@ -21,10 +22,11 @@ INDIRECT = {"model": ("model",), "data": ("class_names", "split"), "amp": ("prec
 
 
 def refuse_unavailable(config: TrainConfig) -> None:
-    """Raises `UserError` for an unknown model, optimiser or augmentation policy, before anything is opened."""
+    """Raises `UserError` for an unknown model, colour, optimiser or augmentation policy, before anything is opened."""
     for name in (config.model, config.teacher):
         if name is not None:
             resolve_name(name)
+    PixelFormat(config.in_chans, config.background)
     if problems := [*_optimiser_problems(config), *_policy_problems(config.aa)]:
         raise UserError(" ".join(problems))
 
