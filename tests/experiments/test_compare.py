@@ -54,7 +54,8 @@ def trained(monkeypatch):
         )
         torch.save({**about, "state_dict": model.state_dict(), "split": source.split}, output / "best.pt")
         best = 50.0 + len(configs)
-        metrics = [{"epoch": 0, "val_top1": 10.0}, {"epoch": 1, "val_top1": 20.0, "ema_top1": best}]
+        metrics = [{"epoch": 0, "step": 5, "val_top1": 10.0, "val_images": 9}]
+        metrics.append({"epoch": 1, "step": 10, "val_top1": 20.0, "ema_top1": best, "val_images": 9})
         return TrainResult(output=output, metrics=metrics, best_top1=best, seconds=12.5)
 
     monkeypatch.setattr(module, "run_training", train)
@@ -103,7 +104,7 @@ def test_table_and_picture(data, trained, tmp_path, capsys, monkeypatch):
     assert int(rows[0]["parameters"]) < describe(MODELS[0]).parameters / 3
     assert int(rows[0]["macs"]) > int(rows[1]["macs"]) > 0
 
-    assert drawn["curves"] == {MODELS[0]: [10.0, 51.0], MODELS[1]: [10.0, 52.0]}
+    assert drawn["curves"] == {MODELS[0]: {5: 10.0, 10: 51.0}, MODELS[1]: {5: 10.0, 10: 52.0}}
     assert drawn["sheet_title"] == "t2t_vit_7_no_t2t on validation images"  # the best of the two
     assert drawn["sheet_note"] == "4 of 4 images; 2 mistakes, all of them framed here"
     assert [(sample.predicted, sample.label) for sample in drawn["samples"]] == [
