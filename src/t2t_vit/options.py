@@ -270,7 +270,7 @@ class Option:
         Raises:
             UserError: it has another type, is none of the choices, or out of the bounds that are numbers.
         """
-        if self.nullable and value in (None, "none"):
+        if self.nullable and value in (None, "none", "auto"):
             return None
         items = value if isinstance(value, list | tuple) else [value]
         try:

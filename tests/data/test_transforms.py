@@ -12,7 +12,7 @@ from timm.data.random_erasing import RandomErasing
 
 from t2t_vit.data.cache import cached
 from t2t_vit.data.images import array_images, crop_pixels, file_images
-from t2t_vit.data.loading import Draw, DrawnImages, evaluation_batches, make_loader
+from t2t_vit.data.loading import Draw, DrawnImages, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform, train_transform
 from t2t_vit.errors import UserError
@@ -139,7 +139,7 @@ def test_batches_of_channels(crop_padding, tmp_path):
     crop, transform = train_transform(FIVE, crop_padding=crop_padding, vflip=0.5, **NO_COLOUR)
     for set_of_images in (images, cached(images, crop)):
         dataset = DrawnImages(set_of_images, transform, crop=crop)
-        (batch,) = make_loader(dataset, evaluation_batches(2, batch_size=2), workers=0)
+        (batch,) = make_loader(dataset, EvaluationBatches(2, batch_size=2), workers=0)
         assert (batch.images.shape, batch.images.dtype) == ((1, 5, 16, 16), torch.float32)
         assert batch.images.amax() == pytest.approx(1 / 255)
         assert batch.unreadable == ["gone.npy is not a readable image: No such file or directory"]

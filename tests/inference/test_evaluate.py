@@ -19,9 +19,9 @@ from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.train import run_training
 
 
-@pytest.fixture
-def trained(tiny_config):
-    return run_training(tiny_config(epochs=1))
+@pytest.fixture(scope="module")
+def trained(tiny_config_in, tmp_path_factory):
+    return run_training(tiny_config_in(tmp_path_factory.mktemp("trained") / "run", epochs=1))
 
 
 def run_eval(data, checkpoint, capsys, **changes):

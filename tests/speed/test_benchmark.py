@@ -18,6 +18,7 @@ from t2t_vit.speed.contenders import Contender
 from t2t_vit.speed.turns import Outcome, Round
 
 
+@pytest.mark.slow
 def test_the_whole_command(tmp_path, capfd):
     table, picture = tmp_path / "speed.csv", tmp_path / "speed.png"
     words = "benchmark T2t_vit_7 test_vit --mode train --precision bfloat16 --img-size 32 -b 2 --threads 1 --rounds 3"

@@ -69,6 +69,7 @@ def test_one_that_fails_does_not_stop_the_others(log):
     assert [number for do, number in log if do == "end"] == [1, 0, 1, 2]
 
 
+@pytest.mark.slow
 def test_processes_that_die_or_fail_tell_it():
     dies = contender(partial(os._exit, 7))
     small = model_contender("t2t_vit_7", 2, mode="infer", precision="float32", batch_size=1)
@@ -79,6 +80,7 @@ def test_processes_that_die_or_fail_tell_it():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_quietly(monkeypatch, capfd):
     monkeypatch.setattr(module, "PATIENCE_S", 0.1)
 
@@ -100,6 +102,7 @@ def test_ctrl_c_ends_everything_quietly(monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_process_ends_when_its_parent_is_killed():
     program = """if True:
         import os

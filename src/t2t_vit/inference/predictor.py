@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
 from t2t_vit.data.images import ImageSet, convert_image, read_image
-from t2t_vit.data.loading import Batch, DrawnImages, evaluation_batches, make_loader
+from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import RGB, Picture, PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
@@ -208,7 +208,7 @@ def evaluation_loader(
     """Every image once, over all processes, resized and cropped as the data configuration says."""
     return make_loader(
         DrawnImages(images.in_format(PixelFormat.of(data_config)), eval_transform(data_config)),
-        evaluation_batches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
+        EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",
     )
