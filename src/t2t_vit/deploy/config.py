@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from t2t_vit.options import Settings, argument, option
+from t2t_vit.options import URLS, Settings, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Settings):
     """Name what is on images, with probabilities."""
 
-    images: tuple[str, ...] = argument("image files, and folders of them", metavar="IMAGE")
-    checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH")
+    images: tuple[str, ...] = argument("image files, and folders of them", metavar="IMAGE", exists=())
+    checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
     top_k: int = option(5, "labels to show for each image, the likeliest first", metavar="K", at_least=1)
     json: bool = option(False, "print JSON")
     batch_size: int = option(32, "images per step", short="b", at_least=1)

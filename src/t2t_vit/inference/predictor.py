@@ -89,7 +89,8 @@ class Predictor:
         if isinstance(self.network, nn.Module):
             self.network.to(self.machine.device)
         if data_config is None:
-            data_config = data_config_of(self.network, **(self.checkpoint.data_config or {}))
+            known = self.checkpoint.data_config or {}
+            data_config = data_config_of(self.network, img_size=build.get("img_size"), **known)
         self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
         self.class_names = tuple(class_names or self.checkpoint.class_names or _published_class_names(self.network))
 
@@ -105,7 +106,7 @@ class Predictor:
         """Predicts one image or many.
 
         Args:
-            images: an open image or the path of one; an iterable of these; or an image set.
+            images: an open image, or the path of one; an iterable of these; or an image set.
             top_k: how many labels to give, the likeliest; None gives all.
             options: `embed=True` adds embeddings, which networks of timm have; `batch_size`, by default 32; `workers`,
                 processes that read more images than one batch, by default one a core.
@@ -219,4 +220,6 @@ def _image_set(images: Sequence[ImageOrPath]) -> ImageSet:
 
 def _load(images: Sequence[ImageOrPath], row: int, crop: Crop | None = None) -> Image.Image:
     image = images[row]
-    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(os.fspath(image), crop)
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    return read_image(os.fspath(image), crop)
