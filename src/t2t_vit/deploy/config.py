@@ -9,9 +9,10 @@ from t2t_vit.options import URLS, Settings, argument, option
 class PredictConfig(Settings):
     """Name what is on images, with probabilities."""
 
-    images: tuple[str, ...] = argument("image files, and folders of them", metavar="IMAGE", exists=())
+    images: tuple[str, ...] = argument("image files, folders of them, and http(s) URLs", metavar="IMAGE", exists=URLS)
     checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
     top_k: int = option(5, "labels to show for each image, the likeliest first", metavar="K", at_least=1)
     json: bool = option(False, "print JSON")
+    csv: str | None = option(None, "write the labels to this file as well, an image a row", metavar="FILE", writes=())
     batch_size: int = option(32, "images per step", short="b", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from itertools import repeat
 from typing import Any, NamedTuple, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
-from t2t_vit.data.images import ImageSet, read_image
+from t2t_vit.data.images import ImageSet, UnreadableImage, read_image
 from t2t_vit.data.loading import Batch, DrawnImages, evaluation_batches, make_loader
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
@@ -22,6 +23,7 @@ from t2t_vit.models.checkpoint_formats import Checkpoint
 from t2t_vit.models.factory import load_model
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.downloads import is_url, read_url
 from t2t_vit.runtime.machine import Machine, find_machine
 
 Network = Callable[[Tensor], Tensor]
@@ -34,7 +36,7 @@ class Prediction(NamedTuple):
     """The answer for one image.
 
     Attributes:
-        name: the path of the file, or what the image set calls the image.
+        name: the path or URL of the file, or what the image set calls the image.
         labels: class names with their probabilities, the likeliest first; empty for an unreadable image.
         error: why the image cannot be read; None for a readable one.
         embedding: the pooled features before the head, (C,), float32, on the CPU; None unless asked for.
@@ -106,7 +108,7 @@ class Predictor:
         """Predicts one image or many.
 
         Args:
-            images: an open image, or the path of one; an iterable of these; or an image set.
+            images: an open image, or the path or http(s) URL of one; an iterable of these; or an image set.
             top_k: how many labels to give, the likeliest; None gives all.
             options: `embed=True` adds embeddings, which networks of timm have; `batch_size`, by default 32; `workers`,
                 processes that read more images than one batch, by default one a core.
@@ -222,4 +224,11 @@ def _load(images: Sequence[ImageOrPath], row: int, crop: Crop | None = None) -> 
     image = images[row]
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    return read_image(os.fspath(image), crop)
+    path = os.fspath(image)
+    if not is_url(path):
+        return read_image(path, crop)
+    try:
+        content = read_url(path)
+    except UserError as error:
+        raise UnreadableImage(path, str(error)) from error
+    return read_image(BytesIO(content), crop, name=path)

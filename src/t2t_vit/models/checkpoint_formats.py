@@ -23,7 +23,7 @@ from torch import Tensor
 
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.models.names import RELEASES, VARIANTS, plain_spelling
-from t2t_vit.options import URLS
+from t2t_vit.runtime.downloads import is_url
 
 FORMAT, VERSION = "t2t_vit", 1
 """What our own files say under `format` and `version`. Safetensors metadata holds it as JSON under `t2t_vit`."""
@@ -127,7 +127,7 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
             to be run.
     """
     source = str(path)
-    if not source.startswith(URLS):
+    if not is_url(source):
         return _read(Path(path).expanduser(), source, use_ema)
     file = _download(source)
     try:
