@@ -1,25 +1,39 @@
 # make quickstart    train on the built-in digits, on a machine that has only Python and make
-# make test          the whole suite
+# make test          the whole suite, but what needs a GPU
+# make test-fast     the same without its slow tests
+# make test-oldest   the fast tests with the oldest torch, torchvision and timm that pyproject.toml allows
 # make lint          style and types
 # make test-timm     timm's own model tests over our models
 # make clean         everything these made, runs excepted
 #
-# PYTHON=... chooses the interpreter, VENV=... the environment, JOBS=... the test processes.
+# PYTHON=... chooses the interpreter, VENV=... the environment, PINS=... pip's versions, JOBS=... the test processes.
 
 PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
+PINS ?= -c constraints.txt
 JOBS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint test-timm clean
+.PHONY: quickstart install-dev test test-fast test-oldest lint test-timm clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/t2t-vit compare digits --models t2t_vit_7 t2t_vit_7_no_t2t --output runs/quickstart --resume
 	@echo "The table and the picture are in runs/quickstart. Next: $(BIN)/t2t-vit --help"
 
+install-dev: $(VENV)/installed-dev
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu"
+
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+
+# "torch>=2.11,<2.16" becomes torch==2.11.
+test-oldest: $(BIN)/python
+	$(MAKE) test-fast VENV=.venv-oldest PYTHON=$(BIN)/python PINS="$$($(BIN)/python -c 'import re, tomllib; \
+		needed = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+		print(*(re.sub(">=([0-9.]+).*", r"==\1", need) for need in needed if ">=" in need))')"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -35,15 +49,15 @@ test-timm: $(VENV)/installed-dev
 		-c .cache/$$release/pyproject.toml .cache/$$release/tests/test_models.py
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+	rm -rf $(VENV) .venv-* .cache .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
 
 # The stamps are older than what they were made from when that changes, and then make installs again.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e .
+	$(BIN)/python -m pip install $(PINS) -e .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PINS) -e '.[dev]'
 	@touch $@
 
 $(BIN)/python:

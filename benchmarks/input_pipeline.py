@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 import torch
-from kill_storm import write_rows
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_loader
 
@@ -32,6 +31,7 @@ from t2t_vit.data.images import ImageSet
 from t2t_vit.data.loading import DrawnImages, EpochBatches, Sample, collate, make_loader
 from t2t_vit.data.sources import open_source
 from t2t_vit.data.transforms import Normalize, train_transform
+from t2t_vit.runtime.files import write_csv
 from t2t_vit.training.recipes import RECIPES
 
 BATCH_SIZE = 32
@@ -66,7 +66,7 @@ def main() -> int:
             write_photographs(Path(work), count, longer_side)
             rows += measure(title, work, rounds=options.rounds)
     if options.csv:
-        write_rows(options.csv, rows)
+        write_csv(options.csv, rows)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the networks compute in another way than they are written down: both ways side by side, forward and backward.
+"""Milliseconds of two ways to compute the same layer: as the paper writes it, and as the networks here compute it.
 
     python benchmarks/kernels.py [--threads 1] [--rounds 9]
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2t_vit.models.attention import attention
-from t2t_vit.models.splits import SoftSplit, linear_over_patches, norm_linear_over_patches
+from t2t_vit.models.splits import linear_over_patches, norm_linear_over_patches
 from t2t_vit.runtime.memory import keep_freed_memory
 
 BATCH = 8
@@ -49,16 +49,18 @@ def main() -> None:
 def soft_splits(
     dtype: torch.dtype, chans: int, side: int, split: tuple[int, int, int], dim: int, has_norm: bool
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """A map, and what becomes of it in the two ways."""
+    """A map, and the two ways to compute the layers over its patches."""
     width = chans * split[0] ** 2
-    norm, linear, unfold = nn.LayerNorm(width), nn.Linear(width, dim), SoftSplit(*split)
+    norm, linear = nn.LayerNorm(width), nn.Linear(width, dim)
+    kernel, stride, padding = split
     x = torch.randn(BATCH, chans, side, side)
     if chans > 3:  # tokens lie channels last, images do not
         x = x.contiguous(memory_format=torch.channels_last)
 
     def plainly(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return linear(norm(unfold(x)) if has_norm else unfold(x))
+            patches = F.unfold(x, kernel, padding=padding, stride=stride).transpose(1, 2)
+            return linear(norm(patches) if has_norm else patches)
 
     def convolved(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

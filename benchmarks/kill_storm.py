@@ -8,9 +8,7 @@ loader's workers too. After every kill the files are read as they lie. A few min
 """
 
 import argparse
-import csv
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -29,6 +27,7 @@ from typing import Any
 import sklearn.datasets  # noqa: F401 - for the children: the built-in digits need it
 import torch
 
+from t2t_vit.runtime.files import write_csv
 from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.train import run_training
@@ -95,7 +94,7 @@ def main() -> int:
     stormy = TrainConfig(**settings, output=str(work / "stormy"), resume=True)
     kills = storm(stormy, options, log=work / "stormy.log")
     if options.csv:
-        write_rows(options.csv, [asdict(kill) for kill in kills])
+        write_csv(options.csv, kills)
     for moment, count in Counter(kill.moment for kill in kills).most_common():
         print(f"{count:4d} kills {moment}")
     hashes = {name: final_hashes(work / name) for name in ("whole", "stormy")}
@@ -188,7 +187,7 @@ def look(run: Path, *, before: int) -> tuple[int, str]:
 
 
 def final_hashes(run: Path) -> dict[str, str]:
-    """SHA-256 of what a finished run came to: weights, moving average, the optimiser's tensors, the table."""
+    """SHA-256 of each result of a finished run: weights, moving average, the optimiser's tensors, the metrics."""
     state = read_training_state(run / "last.pt")
     moments = {
         f"{index}.{key}": value
@@ -196,27 +195,18 @@ def final_hashes(run: Path) -> dict[str, str]:
         for key, value in moment.items()
     }
     tensors = {"weights": state["state_dict"], "average": state.get("state_dict_ema", {}), "optimiser": moments}
-    hashes = {part: _hash(values) for part, values in tensors.items()}
+    hashes = {part: hash_of(values) for part, values in tensors.items()}
     rows = [{key: row[key] for key in KEPT if key in row} for row in state["progress"]["metrics"]]
     return hashes | {"metrics": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
 
 
-def _hash(values: dict[str, Any]) -> str:
+def hash_of(values: dict[str, Any]) -> str:
     sha256 = hashlib.sha256()
     for name in sorted(values):
         value = values[name]
         sha256.update(name.encode())
         sha256.update(value.contiguous().numpy().tobytes() if torch.is_tensor(value) else repr(value).encode())
     return sha256.hexdigest()
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a table as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain(*rows))), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

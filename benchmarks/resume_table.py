@@ -23,15 +23,16 @@ from typing import Any, BinaryIO
 
 import sklearn.datasets
 import torch
-from kill_storm import final_hashes, fork, write_rows
+from kill_storm import final_hashes, fork
 from PIL import Image
 
 from t2t_vit.cli import main as t2t_vit
+from t2t_vit.runtime.files import write_csv
 from t2t_vit.training import loop
 from t2t_vit.training.checkpointer import Checkpointer
 from t2t_vit.training.learner import Learner
 
-COMMON = ["--model", "t2t_vit_7", "--img-size", "32", "--epochs", "2", "--warmup-epochs", "0", "--batch-size", "16",
+COMMON = ["--model", "t2t_vit_7", "--img-size", "32", "--epochs", "2", "--eval-share", "1", "--warmup-epochs", "0", "--batch-size", "16",
           "--checkpoint-every", "4", "--device", "cpu", "--resume"]  # fmt: skip
 PLAIN = ["--no-amp", "--no-model-ema", "--drop-path", "0"]
 ALL = ["--mixup", "0.8", "--cutmix", "1", "--drop", "0.1", "--drop-path", "0.2", "--grad-accum-steps", "3",
@@ -91,7 +92,7 @@ def main() -> int:
             print(f"  {', '.join(cells):>23}", end="", flush=True)
         print()
     if options.csv:
-        write_rows(options.csv, rows)
+        write_csv(options.csv, rows)
     different = sum(not row["identical"] for row in rows)
     print(f"{len(rows)} stopped runs, {different} ended otherwise than the uninterrupted one.")
     shutil.rmtree(work)
@@ -137,7 +138,7 @@ def stop_and_go_on(words: list[str], processes: int, point: str, sign: signal.Si
         assert (code == 0) == (sign == signal.SIGKILL), (point, sign, code)
     if code:
         train(words, processes)
-    starts = re.findall(r"starts fresh|epoch \d+, batch \d+(?=\.$)", log_of(words).read_text(), re.MULTILINE)
+    starts = re.findall(r"starts fresh|step \d+ of \d+(?=\.$)", log_of(words).read_text(), re.MULTILINE)
     assert len(starts) == 2, (point, sign, starts)
     return starts[1]
 
@@ -174,7 +175,7 @@ def stop_at(point: str, sign: signal.Signals) -> None:
         saves = itertools.count()
         torch.save = lambda *args: save_half(*args) if next(saves) == 2 else torch_save(*args)
     elif point == "last.pt without best.pt":
-        Checkpointer._file_epoch = before_call(0, stop, Checkpointer._file_epoch)
+        Checkpointer._file_evaluation = before_call(0, stop, Checkpointer._file_evaluation)
     elif rank != 0 or sign == signal.SIGTERM:  # of two processes, the second dies of SIGKILL
         if point == "validation":
             loop.measure_accuracy = before_call(0, stop, loop.measure_accuracy)

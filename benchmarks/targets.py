@@ -22,15 +22,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from official import official_contender, official_models
 
-from t2t_vit.insight.complexity import count_macs
 from t2t_vit.models.tokens import TokensToToken
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.hardware import hardware_name
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.speed.benchmark import Row, draw_rows, rows_of
-from t2t_vit.speed.contenders import Contender, Network, build_model, build_official, measure, official_models
+from t2t_vit.speed.contenders import Contender, model_contender
+from t2t_vit.speed.turns import measure
 
 VIT = "vit_small_patch16_224"
 PRECISIONS = {
@@ -158,8 +159,8 @@ def memory_ratio(rows: Rows) -> float | None:
 
 def beside_official(model: str, mode: str, precision: str, rows: Rows) -> tuple[Row | None, Row | None]:
     """The official code's row, and the fastest of ours at its batch size."""
-    types = {"float32": "float32"}
-    theirs = fastest(rows, model=f"official {model}", mode=mode, precision=types.get(precision, "amp_bfloat16"))
+    their_precision = "float32" if precision == "float32" else "amp_bfloat16"
+    theirs = fastest(rows, model=f"official {model}", mode=mode, precision=their_precision)
     setting = {"mode": mode, "precision": precision}
     return theirs, theirs and fastest(rows, model=model, batch_size=theirs.batch_size, **setting)
 
@@ -193,7 +194,8 @@ def groups(kind: str, official: str | None) -> Iterator[list[Contender]]:
         yield from token_groups(kind)
         for mode in ("train", "infer"):
             for batch_size in SWEEP:
-                yield [contender("t2t_vit_14", mode, PRECISIONS[mode, "bf16"], batch_size, "default")]
+                setting = {"mode": mode, "precision": PRECISIONS[mode, "bf16"], "batch_size": batch_size}
+                yield [model_contender("t2t_vit_14", **setting, compile_mode="default")]
         return
     for mode, precision in PRECISIONS:
         yield contenders(kind, official, "t2t_vit_14", mode, precision, vit=True)
@@ -208,42 +210,33 @@ def groups(kind: str, official: str | None) -> Iterator[list[Contender]]:
     yield from token_groups(kind)
 
 
-def contender(model: str, mode: str, precision: str, batch_size: int, compile_mode: str | None) -> Contender:
-    return Contender(model, partial(build_model, model, None), mode, precision, batch_size, compile_mode)
-
-
 def contenders(
     kind: str, official: str | None, model: str, mode: str, precision: str, *, vit: bool = False
 ) -> list[Contender]:
     """Ours, and on request timm's ViT, eager and compiled; the official code where there is a copy."""
-    setting = (mode, PRECISIONS[mode, precision], BATCH_SIZE[kind])
-    found = [contender(name, *setting, how) for name in (model, *[VIT] * vit) for how in (None, "default")]
-    if official:
-        theirs = "float32" if precision == "fp32" else "amp_bfloat16"
-        build = partial(build_official, official, model, None)
-        found.append(Contender(f"official {model}", build, mode, theirs, BATCH_SIZE[kind]))
-    return found
+    setting = {"mode": mode, "precision": PRECISIONS[mode, precision], "batch_size": BATCH_SIZE[kind]}
+    found = [
+        model_contender(name, **setting, compile_mode=compile_mode)
+        for name in (model, *[VIT] * vit)
+        for compile_mode in (None, "default")
+    ]
+    return [*found, official_contender(official, found[0])] if official else found
 
 
 def token_groups(kind: str) -> Iterator[list[Contender]]:
-    """T2T modules on their own, at rising sizes of the image."""
+    """T2T modules of t2t_vit_14 on their own, at rising sizes of the image."""
     for tokens in ("performer", "transformer"):
         yield [
             Contender(
-                f"{tokens} tokens {side}",
-                partial(build_tokens, tokens, side),
-                "infer",
-                "bfloat16" if kind == "cuda" else "float32",
-                TOKEN_BATCH_SIZE[kind, tokens],
+                name=f"{tokens} tokens {side}",
+                build=partial(TokensToToken, tokens=tokens),
+                input_size=(3, side, side),
+                mode="infer",
+                precision="bfloat16" if kind == "cuda" else "float32",
+                batch_size=TOKEN_BATCH_SIZE[kind, tokens],
             )
             for side in TOKEN_SIDES
         ]
-
-
-def build_tokens(tokens: str, side: int) -> Network:
-    """A T2T module as t2t_vit_14 has it."""
-    module = TokensToToken(tokens=tokens)
-    return Network(module, (3, side, side), count_macs(module, (3, side, side)))
 
 
 # The table
@@ -305,7 +298,7 @@ def main() -> None:
             continue
         print(about, flush=True)
         outcomes = measure(group, device=device, rounds=ROUNDS[device.type], seconds=SECONDS, threads=args.threads)
-        rows += rows_of(outcomes, baseline=first.name, hardware=hardware)
+        rows += rows_of(outcomes, baseline=first.name, hardware=hardware, threads=args.threads)
         for outcome in outcomes:
             if outcome.error:
                 print(f"        {outcome.contender.name}: {outcome.error}", flush=True)

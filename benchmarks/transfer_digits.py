@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 import torch
-from kill_storm import write_rows
 from PIL import Image
 
 from t2t_vit.inference.evaluate import evaluate
+from t2t_vit.options import configure
+from t2t_vit.runtime.files import write_csv
 from t2t_vit.training.config import TrainConfig, TransferConfig
 from t2t_vit.training.train import run_training
 
@@ -112,15 +113,14 @@ def main() -> int:
                     print(f"seed {seed}, {labels} labels a class, {name}: {top1:.2f} %", flush=True)
     print_table(rows)
     if options.csv:
-        write_rows(options.csv, rows)
+        write_csv(options.csv, rows)
     return 0
 
 
 def run(given: dict[str, Any], output: Path) -> Path:
-    """Trains quietly; returns the last checkpoint."""
+    """Trains a network; returns its last checkpoint."""
     config = TransferConfig if given["recipe"] == "transfer" else TrainConfig
-    given = {**SHARED, **given, "output": str(output)}
-    interrupted = run_training(config(**{**config.defaults_for(given), **given})).interrupted
+    interrupted = run_training(configure(config, **SHARED, **given, output=str(output))).interrupted
     if interrupted:
         sys.exit(interrupted)
     return output / "last.pt"

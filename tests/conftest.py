@@ -5,6 +5,7 @@ import http.server
 import os
 import socket
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,9 +38,7 @@ def site(tmp_path, monkeypatch):
 
     A file whose name says so is cut off, or slow. Whatever it is, it is said to be plain text.
     """
-    import torch
-
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     files: dict[str, bytes] = {}
     requests: list[str] = []
@@ -102,32 +101,41 @@ def picture_folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def tiny_config(picture_folder, tmp_path):
-    """Settings of a quick run; changes are given by name."""
+@pytest.fixture(scope="session")
+def tiny_config_in(picture_folder):
+    """Settings of a quick run in a directory; changes are given by name. For runs that several tests look at."""
 
     # here, for the tests of what imports nothing
     from t2t_vit.options import configure
     from t2t_vit.training.config import TrainConfig
 
-    def make(**changes):
+    def make(directory, **changes):
         settings = {
             "data": str(picture_folder),
             "model": "t2t_vit_7",
             "img_size": 32,
             "epochs": 2,
+            "eval_share": 1.0,
+            "hflip": 0.5,
             "warmup_epochs": 0,
             "batch_size": 8,
-            "output": str(tmp_path / "run"),
+            "output": str(directory),
             "device": "cpu",
             "amp": False,
             "workers": 0,
-            "aa": None,  # a few steps learn little from heavy augmentation
-            "reprob": 0.0,
+            "affine": 0.0,
+            "scale": (0.08, 1.0),
+            "ratio": (0.75, 1.3333),
         }
         return configure(TrainConfig, **settings | changes)
 
     return make
+
+
+@pytest.fixture
+def tiny_config(tiny_config_in, tmp_path):
+    """Settings of a quick run in a directory of this test; changes are given by name."""
+    return partial(tiny_config_in, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

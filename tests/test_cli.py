@@ -108,7 +108,7 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train digits --img-size 32 32 32", "--img-size: expected a whole number or 2 whole numbers or none, got 3 "),
+        ("train digits --img-size 32 32 32", "--img-size: expected 1 or 2 whole numbers or none, got 3 "),
         ("train digits --opt foo", "Unknown optimiser 'foo'. Known: adabelief, "),
         ("train digits --device gpu", "Device 'gpu' cannot be used: no such device. There are: cpu"),
         ("eval digits --checkpoint x -b 0", "--batch-size must be at least 1, got 0."),

@@ -67,7 +67,7 @@ def mistake(words: str) -> str:
         ("--csv .", "--csv must be a file in a folder that is there, got .."),
         ("--mixup 1 --half-type float16", "--mixup overflows in float16."),
         # What depends on a wrong setting is not held against it; all else is told at once.
-        ("--epochs -3 --warmup 4 --lr 0", "--epochs must be at least 1, got -3. --lr must be above 0, got 0.0."),
+        ("--epochs -3 --warmup 12 --lr 0", "--epochs must be at least 1, got -3. --lr must be above 0, got 0.0."),
         ("--lr x --epochs 0 --alpha 1", "--lr: expected a number, got 'x'. --epochs must be at least 1, got 0. "
          "--alpha has no effect without --teacher."),
     ],
@@ -128,7 +128,7 @@ def test_python_and_the_command_line_give_the_same(tmp_path: Path):
         ({"zzz": 3}, r"Unknown setting zzz. Known: data, epochs, .* and 11 more."),
         (
             {"lr": True, "size": 1.5},
-            "lr: expected a number, got True. size: expected a whole number or 2 whole numbers",
+            "lr: expected a number, got True. size: expected 1 or 2 whole numbers",
         ),
         ({"lr": 0}, "lr must be above 0, got 0.0."),
     ],

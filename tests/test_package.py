@@ -84,6 +84,7 @@ def test_the_package_alone_needs_no_third_party():
     assert _python("import t2t_vit; print(hasattr(t2t_vit, 'nothing'), dir(t2t_vit) != [])", "-S") == "False True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first", ["import t2t_vit", "from t2t_vit import TokensToToken", "import t2t_vit.models.blocks"]
 )

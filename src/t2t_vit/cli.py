@@ -74,6 +74,12 @@ COMMANDS = {
         "look at labelled images before training",
         "data digits --verify",
     ),
+    "report": Command(
+        "t2t_vit.training.config:ReportConfig",
+        "t2t_vit.training.train:report_command",
+        "the report of a run, finished or not",
+        "report runs/digits-t2t_vit_7",
+    ),
     "prepare-imagenet": Command(
         "t2t_vit.data.config:PrepareImagenetConfig",
         "t2t_vit.data.imagenet:prepare_imagenet",

@@ -23,14 +23,8 @@ Advise = Callable[[str, Collection[str]], str | None]
 """What to give instead of an unknown flag, in a sentence, of the flags that there are; None for no idea."""
 
 GENERAL = "General"
-CONFIG = Option(
-    name="config",
-    hint=str | None,
-    help="YAML file that sets flags, one 'name: value' a line",
-    short="c",
-    metavar="FILE",
-    heading=GENERAL,
-)
+CONFIG_HELP = "YAML file that sets flags, one 'name: value' a line"
+CONFIG = Option(name="config", help=CONFIG_HELP, short="c", metavar="FILE", heading=GENERAL)
 HELP_COLUMN = 30
 """Where what a flag does begins, if the flag leaves room for it."""
 
@@ -108,7 +102,7 @@ def _words_of(option: Option, following: list[str]) -> list[str]:
     """The words that a flag takes of those up to the next flag. Several numbers end where a word is none."""
     if option.kind is bool:
         return []
-    if max(option.word_counts) == 1:
+    if option.counts == (1,):
         return following[:1]
     if option.kind is str:
         return following
@@ -116,7 +110,7 @@ def _words_of(option: Option, following: list[str]) -> list[str]:
 
 
 def _takes_many(option: Option) -> bool:
-    return max(option.word_counts) == math.inf
+    return math.inf in option.counts
 
 
 def _one_or_many(words: list[str]) -> str | list[str]:
@@ -166,7 +160,7 @@ def _help(cls: type[Settings], prog: str, epilog: str) -> str:
 
 def _form(option: Option) -> str:
     """A flag with what stands for its words: "-b N, --batch-size N", "--img-size N [N]", "IMAGE..."."""
-    least, most = min(option.word_counts), max(option.word_counts)
+    least, most = min(option.counts), max(option.counts)
     if _takes_many(option):
         words = f"{option.metavar}..."
     else:

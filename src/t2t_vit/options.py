@@ -20,7 +20,6 @@ A field is a str, int, float or bool, a `Literal` of strings, a tuple of these (
 or a union of such types and None. Its rule stands beside it. Every rule that is broken is told, all of them at once.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -33,7 +32,7 @@ import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_origin
 
 import yaml
 
@@ -172,9 +171,7 @@ def build(cls: type[Config], given: Mapping[str, Any], *, sources: Mapping[str, 
     wrong |= {name: f"Missing {options[name].flag}: {options[name].help}." for name in missing}
 
     known = {name: value for name, value in values.items() if name not in wrong}  # nobody is held to a wrong value
-    for name, value in sorted(known.items(), key=lambda item: item[0] not in typed):
-        if wrong and name not in typed:
-            break  # defaults may follow from what is wrong
+    for name, value in known.items():
         option, source = options[name], sources.get(name, options[name].flag)
         if why := _without_effect(option, options, known, typed):
             if name in typed and value not in (None, usual.get(name)):
@@ -258,17 +255,27 @@ def nearest(word: str, options: Mapping[str, "Option"]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One field of a class of settings, as `option` describes it, with its type."""
+    """One field of a class of settings: what `option` says of it, and its type.
+
+    Attributes:
+        kind: int, float, bool or str: the type of each item of a value.
+        counts: how many items a value may have; infinity stands for any number.
+        always_tuple: whether a single item is a tuple too.
+        nullable: whether the value may be None.
+    """
 
     name: str
-    hint: Any
     default: Any = None
     help: str
     short: str | None = None
     choices: tuple[str, ...] = ()
     metavar: str
     heading: str
-    rule: Rule = dataclasses.field(default_factory=lambda: Rule())
+    rule: Rule = dataclasses.field(default_factory=Rule)
+    kind: type = str
+    counts: tuple[float, ...] = (1,)
+    always_tuple: bool = False
+    nullable: bool = False
 
     @property
     def is_argument(self) -> bool:
@@ -288,35 +295,38 @@ class Option:
         long = [self.flag, self.written(False)] if self.kind is bool else [self.flag]
         return [] if self.is_argument else [f"-{self.short}", *long] if self.short else long
 
-    @property
-    def kind(self) -> type:
-        """int, float, bool or str: what each word of a value is."""
-        atoms = _atoms(self.hint)
-        return next((kind for kind in (bool, int, float) if kind in atoms), str)
-
-    @property
-    def word_counts(self) -> list[float]:
-        """How many words a value may have, for each type of a union."""
-        members = [get_args(member) if get_origin(member) is tuple else (member,) for member in _members(self.hint)]
-        return [math.inf if ... in parts else len(parts) for parts in members if parts != (types.NoneType,)]
-
     def read(self, value: Any, source: str) -> Any:
         """The typed value of words, of a YAML value or of a Python value.
 
         Raises:
             UserError: it has another type, is none of the choices, or out of the bounds that are numbers.
         """
+        if self.nullable and value in (None, "none", "auto"):
+            return None
+        items = value if isinstance(value, list | tuple) else [value]
         try:
-            typed = _convert(value, self.hint)
+            typed = tuple(_read_item(item, self.kind) for item in items)
         except ValueError:
-            got = f"{len(value)} values: {in_words(value)}" if isinstance(value, list | tuple) else repr(value)
-            raise UserError(f"{source}: expected {_type_in_words(self.hint)}, got {got}.") from None
-        for item in typed if isinstance(typed, tuple) else (typed,):
-            if self.choices and item is not None and item not in self.choices:
+            typed = None
+        if typed is None or not {len(items), math.inf} & {*self.counts}:
+            got = repr(value) if len(items) == 1 else f"{len(items)} values: {in_words(items)}"
+            raise UserError(f"{source}: expected {self.expected}, got {got}.")
+        for item in typed:
+            if self.choices and item not in self.choices:
                 raise UserError(closest(item, self.choices, f"value of {source}:"))
-        if rule := self.broken_rule(typed, {}):
-            raise UserError(f"{source} must be {rule}, got {in_words(typed)}.")
-        return typed
+        result = typed if self.always_tuple or len(typed) != 1 else typed[0]
+        if rule := self.broken_rule(result, {}):
+            raise UserError(f"{source} must be {rule}, got {in_words(result)}.")
+        return result
+
+    @property
+    def expected(self) -> str:
+        """The type as a user reads it: "1 or 2 whole numbers or none"."""
+        if self.kind is bool:
+            return "true or false"
+        noun = {int: "whole number", float: "number", str: "word"}[self.kind]
+        counts = "" if math.inf in self.counts else " or ".join(map(str, self.counts)) + " "
+        return (f"a {noun}" if self.counts == (1,) else f"{counts}{noun}s") + " or none" * self.nullable
 
     def written(self, value: Any) -> str:
         """What gives the setting this value on a command line: "--lr 0.1", "--no-amp"."""
@@ -359,15 +369,15 @@ def options_of(cls: type[Settings]) -> dict[str, Option]:
     options: dict[str, Option] = {}
     heading = "Options"
     for field in dataclasses.fields(cls):
-        about, atoms = dict(field.metadata), _atoms(hints[field.name])
+        about, shape = dict(field.metadata), _type_of(hints[field.name])
         heading = about["heading"] or (heading if heading != ARGUMENTS else "Options")
-        metavar = "N" if int in atoms else "X" if float in atoms else field.name.split("_")[-1].upper()
+        metavar = {int: "N", float: "X"}.get(shape["kind"], field.name.split("_")[-1].upper())
         about |= {
             "heading": heading,
             "metavar": about["metavar"] or metavar,
-            "choices": about.get("choices") or tuple(atom for atom in atoms if isinstance(atom, str)),
+            "choices": about.get("choices") or shape.pop("choices"),
         }
-        options[field.name] = Option(name=field.name, hint=hints[field.name], default=field.default, **about)
+        options[field.name] = Option(name=field.name, default=field.default, **{**shape, **about})
     return options
 
 
@@ -414,59 +424,36 @@ def _refuse(problems: Iterable[str]) -> None:
 # Types and values
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
-    return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+def _type_of(hint: Any) -> dict[str, Any]:
+    """What `Option` tells of a type: a str, int, float, bool or `Literal`, tuples of it, None, or a union of these."""
+    members = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    shapes = [member for member in members if member is not types.NoneType]
+    parts = [get_args(shape) if get_origin(shape) is tuple else (shape,) for shape in shapes]
+    item = parts[0][0]
+    return {
+        "kind": str if get_origin(item) is Literal else item,
+        "choices": get_args(item),
+        "counts": tuple(math.inf if ... in part else len(part) for part in parts),
+        "always_tuple": all(get_origin(shape) is tuple for shape in shapes),
+        "nullable": types.NoneType in members,
+    }
 
 
-def _atoms(hint: Any) -> list[Any]:
-    """The types and the literals in a type, at any depth."""
-    return [atom for part in get_args(hint) for atom in _atoms(part)] or [hint]
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """The value as the type has it, or a ValueError; a literal may be any word here."""
-    members = _members(hint)
-    if types.NoneType in members and value in (None, "none"):
-        return None
-    if len(members) > 1:
-        for member in members:
-            with contextlib.suppress(ValueError):
-                return _convert(value, member)
-        raise ValueError
-    if get_origin(hint) is tuple:
-        parts = get_args(hint)
-        items = value if isinstance(value, list | tuple) else [value]
-        if ... not in parts and len(items) != len(parts):
-            raise ValueError
-        return tuple(_convert(item, parts[0]) for item in items)
-    if hint in (int, float):
+def _read_item(value: Any, kind: type) -> Any:
+    """A word or a value as its type has it, or a ValueError."""
+    if kind in (int, float):
         # Numbers are read from words in a file too: YAML takes 1e-3, which has no point, for a word.
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
-        number = hint(value) if hint is float else int(str(value))
+        number: float = float(value) if kind is float else int(str(value))
         if not math.isfinite(number):
             raise ValueError
         return number
-    if hint is not bool and isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if hint is types.NoneType or not isinstance(value, bool if hint is bool else str):
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, kind):
         raise ValueError
     return value
-
-
-def _type_in_words(hint: Any) -> str:
-    """The type as a user reads it: "a whole number or 2 whole numbers"."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "none"}
-    words = []
-    for member in _members(hint):
-        parts = get_args(member)
-        if get_origin(member) is tuple:
-            item = names.get(parts[0], "a word").removeprefix("a ")
-            words.append(f"{item}s" if ... in parts else f"{len(parts)} {item}s")
-        else:
-            words.append(names.get(member, "a word"))
-    return " or ".join(words)
 
 
 def in_words(value: Any) -> str:

@@ -165,6 +165,7 @@ def test_the_first_look_refuses_what_can_hardly_be_read(broken, refusal, split, 
     assert message.endswith(f" and 3 more. `t2t-vit data {broken} --verify` finds them all.")
 
 
+@pytest.mark.slow
 def test_the_first_look_needs_no_classifier():
     program = (
         "import sys; from t2t_vit.data.check import first_look; "

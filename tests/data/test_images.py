@@ -27,6 +27,7 @@ def test_sixteen_bits_keep_their_greys(tmp_path):
     assert np.asarray(read_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 128], [255, 1]]
 
 
+@pytest.mark.slow
 def test_images_decode_without_a_warning(tmp_path):
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 200, 100, 50])

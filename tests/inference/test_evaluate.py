@@ -17,9 +17,9 @@ from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.train import run_training
 
 
-@pytest.fixture
-def trained(tiny_config):
-    return run_training(tiny_config(epochs=1))
+@pytest.fixture(scope="module")
+def trained(tiny_config_in, tmp_path_factory):
+    return run_training(tiny_config_in(tmp_path_factory.mktemp("trained") / "run", epochs=1))
 
 
 def run_eval(data, checkpoint, capsys, **changes):
@@ -53,6 +53,8 @@ def test_unreadable_images_are_refused_unless_told(trained, picture_folder, tmp_
     output = run_eval(broken, trained.output / "best.pt", capsys, skip_unreadable=True)
     assert "2 images on cpu" in output
     assert "6 unreadable left out" in output
+    numbers = json.loads(run_eval(broken, trained.output / "best.pt", capsys, skip_unreadable=True, json=True))
+    assert (numbers["num_images"], numbers["num_unreadable"]) == (2, 6)
 
 
 def test_another_class_count_and_other_names_are_refused(trained, picture_folder, tmp_path, capsys):

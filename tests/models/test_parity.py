@@ -22,6 +22,7 @@ PUBLISHED_PARAMETERS = {
     "t2t_vit_t_24": 64_101_454, "t2t_vit_14_resnext": 21_545_550, "t2t_vit_14_wide": 25_156_302,
     "t2t_vit_14_se": 21_803_598, "t2t_vit_16_ghost": 16_253_262, "t2t_vit_dense": 23_647_062,
 }  # fmt: skip
+QUICK_CASES = {"t2t_vit_7@224/1000", "t2t_vit_t_14@224/1000"}
 
 
 def expand(patterns):
@@ -48,7 +49,10 @@ def test_every_model_of_the_paper_is_there():
     assert set(PUBLISHED_PARAMETERS) | {"t2t_vit_14_conv", "t2t_vit_7_no_t2t", "t2t_vit_14_no_t2t"} <= set(VARIANTS)
 
 
-@pytest.mark.parametrize("case", OFFICIAL)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in QUICK_CASES else pytest.mark.slow) for case in OFFICIAL],
+)
 def test_outputs_tokens_and_gradients_are_the_official_ones(case, fill, golden_images):
     name, size, num_classes = re.fullmatch(r"(\w+)@(\d+)/(\d+)", case).groups()
     expected = OFFICIAL[case]
@@ -75,6 +79,7 @@ def test_outputs_tokens_and_gradients_are_the_official_ones(case, fill, golden_i
     assert norms == pytest.approx(expected["grad_norms"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_mmpretrain_file_gives_the_official_numbers(tmp_path, golden, fill, golden_images):
     """The official weights under mmpretrain's names. (Its own code, since version 1, divides by the attention's scale
     where it should multiply, so that its outputs for random weights are no reference.)"""

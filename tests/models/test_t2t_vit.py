@@ -159,6 +159,7 @@ def test_a_network_converted_to_half_precision_gives_half_precision():
     assert model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_compiling_makes_one_graph():
     model = tiny()
     graphs = torch._dynamo.explain(model)(torch.randn(1, 3, 32, 32))
@@ -189,6 +190,7 @@ def test_every_released_file_has_its_configuration():
     assert get_pretrained_cfg("t2t_vit_14_wide").url == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_network_is_compiled_as_one_graph_and_twice_at_most(name, amp):

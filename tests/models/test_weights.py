@@ -239,6 +239,7 @@ def test_identify_whatever_the_input_and_the_classes(name, make, of_shapes):
     assert identify(make(name, small=False, in_chans=2, img_size=128, num_classes=0).state_dict()) == [name]
 
 
+@pytest.mark.slow
 def test_identify_tells_every_variant_apart_but_resnext(of_shapes):
     twins = ["t2t_vit_14", "t2t_vit_14_resnext"]
     assert {name: identify(of_shapes(name).state_dict) for name in VARIANTS} == {

@@ -43,7 +43,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_scale_of_the_loss
     torch.nn.init.constant_(run.model.head.bias, float("inf"))
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     scale = learner.scaler.get_scale()
-    learner.prepare(0)
+    learner.prepare()
     assert not learner.learn(batch, 0).updated
     assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
     assert learner.scaler.get_scale() == scale / 2

@@ -11,14 +11,15 @@ from t2t_vit.training.build import build_network
 from t2t_vit.training.config import TransferConfig
 from t2t_vit.training.train import run_training
 
-QUICK = ("test_resnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_byobnet", "test_mambaout", "test_vit")
-LARGER = (
+QUICK = ("test_convnext", "test_vit")
+OTHERS = (
+    "test_resnet", "test_efficientnet", "test_nfnet", "test_byobnet", "test_mambaout", "test_coatnet",
     "cait_xxs24_224", "convnext_atto", "deit_tiny_distilled_patch16_224", "densenet121", "levit_128s", "mixer_s32_224",
     "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "regnetx_002", "swin_tiny_patch4_window7_224",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGER)])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_checkpoint_of_any_network_is_used_everywhere(name, tiny_config, picture_folder, tmp_path):
     changes = {"model": name, "img_size": 64, "epochs": 1, "batch_size": 12, "model_ema": False, "lr": 0.01}
     run = run_training(tiny_config(**changes))
@@ -43,6 +44,7 @@ def test_a_checkpoint_of_any_network_is_used_everywhere(name, tiny_config, pictu
     assert sum(torch.equal(value, contents["state_dict"][key]) for key, value in own.items()) >= len(own) - 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_evaluation_takes_another_size_where_the_network_does(name, tiny_config, picture_folder, tmp_path):
     best = run_training(tiny_config(model=name, img_size=64, epochs=1)).output / "best.pt"

@@ -29,9 +29,11 @@ from t2t_vit.training.loop import fit
 from t2t_vit.training.setup import setup
 from t2t_vit.training.train import run_training
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
-    "model": "t2t_vit_7", "img_size": 32, "epochs": 2, "warmup_epochs": 0, "batch_size": 8, "device": "cpu",
-    "amp": False, "workers": 0,
+    "model": "t2t_vit_7", "img_size": 32, "epochs": 2, "eval_share": 1.0, "warmup_epochs": 0, "batch_size": 8,
+    "device": "cpu", "amp": False, "workers": 0,
 }  # fmt: skip
 NO_DROPOUT = {
     "model": "t2t_vit_7_no_t2t", "batch_size": 4, "grad_accum_steps": 2, "drop_path": 0.0, "opt": "sgd",
@@ -233,7 +235,7 @@ def test_all_processes_have_the_batch_norm_statistics_that_are_saved(two, work):
 def test_a_signal_to_one_process_makes_all_save_and_leave_and_nothing_is_lost(two, work):
     assert [found["stopped"] for found in two["found"]] == [143, 143]
     assert "Stopped and saved" in two["said"][0]["stopped"]
-    assert "at epoch 2, batch 3" in two["said"][0]["resumed"]
+    assert "at step 6 of 6" in two["said"][0]["resumed"]
     assert_same_state(work / "stopped", work / "whole")
 
 
@@ -282,7 +284,7 @@ def test_a_killed_process_is_restarted_and_training_goes_on(two, picture_folder,
     start_processes(agent, nprocs=1, start_method="fork")  # it takes over the signals of its process
     said = (work / "killed-0").read_text()
     assert "the run starts fresh" in said
-    assert "at epoch 2, batch 2" in said
+    assert "at step 5 of 6" in said
     assert_same_state(work / "killed", work / "whole")
 
 

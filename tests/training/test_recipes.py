@@ -71,7 +71,8 @@ def test_transfer_is_the_official_recipe():
 
 
 def test_the_help_shows_the_defaults_that_hold(capsys):
-    for command, shown in (("train", "(default: t2t_vit_7)"), ("transfer", "by timm's name (default: momentum)")):
+    shown_by = {"train": "a tenth of the side (default: 1.0)", "transfer": "by timm's name (default: momentum)"}
+    for command, shown in shown_by.items():
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert shown in " ".join(capsys.readouterr().out.split())
@@ -80,7 +81,7 @@ def test_the_help_shows_the_defaults_that_hold(capsys):
 def test_the_data_chooses_the_recipe():
     assert settings("digits").recipe == "digits"
     assert settings("digits").hflip == 0.0
-    assert settings("pets").recipe == "small"
+    assert (settings("pets").recipe, settings("pets").hflip) == ("small", None)
     with pytest.raises(UserError, match=r"Unknown value of --recipe: 'imagnet'. Did you mean imagenet"):
         settings("pets", "--recipe", "imagnet")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from t2t_vit.data.agreement import Agreement, check_agreement, tiny_copy
 from t2t_vit.data.config import DataConfig
 from t2t_vit.data.images import ImageSet, UnreadableImage
-from t2t_vit.data.loading import DrawnImages, evaluation_batches, make_loader
+from t2t_vit.data.loading import DrawnImages, EvaluationBatches, make_loader
 from t2t_vit.data.sources import Source, open_source
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.console import Display
@@ -182,7 +182,7 @@ def verify(source: Source, *, workers: int | None = None) -> list[str]:
     display = Display(stderr=True)  # standard output is for the report
     with display.steps("decoding", len(source.train) + len(source.val)) as steps:
         for images in (source.train, source.val):
-            batches = evaluation_batches(len(images), batch_size=32)
+            batches = EvaluationBatches(len(images), batch_size=32)
             for batch in make_loader(DrawnImages(images, _to_nothing), batches, workers=workers):
                 unreadable += batch.unreadable
                 steps.advance(by=len(batch.images) + len(batch.unreadable))

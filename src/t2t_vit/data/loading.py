@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """The batches of one epoch after another: the batch sampler of a training loader.
+    """The batches of a run, one epoch after another: the batch sampler of a training loader.
 
     An epoch's order is a permutation drawn from (seed, epoch). Global batch g is positions g B .. (g + 1) B - 1, and
     process r of W takes every W-th of them from r on, so that the processes together draw what one alone would. The
@@ -89,36 +89,51 @@ class EpochBatches(Sampler[list[Draw]]):
         self.num_images, self.batch_size, self.repeats, self.seed = num_images, batch_size, repeats, seed
         self.rank, self.world_size = rank, world_size
         self.batches_per_epoch = max(1, num_images // batch_size)
-        self.set_epoch(0)
+        self.set_steps(0, self.batches_per_epoch)
 
-    def set_epoch(self, epoch: int, *, start_batch: int = 0) -> None:
-        """Makes the next iteration yield the batches of this epoch, from start_batch on."""
-        self.epoch, self.start_batch = epoch, start_batch
+    def set_steps(self, first: int, end: int) -> None:
+        """Makes the next iteration yield the batches of these steps of the run: from `first` up to, not with, `end`."""
+        self.first, self.end = first, end
 
     def __len__(self) -> int:
-        return self.batches_per_epoch - self.start_batch
+        return self.end - self.first
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch = self.epoch
-        permutation = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
-        order = np.repeat(permutation, self.repeats)[: self.num_images].tolist()
-        for batch in range(self.start_batch, self.batches_per_epoch):
+        order: list[int] = []
+        for step in range(self.first, self.end):
+            epoch, batch = divmod(step, self.batches_per_epoch)
+            if not order or batch == 0:
+                permutation = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+                order = np.repeat(permutation, self.repeats)[: self.num_images].tolist()
             first, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_images)
             mine = range(first + self.rank, end, self.world_size)
             yield [Draw(epoch, position, order[position]) for position in mine]
 
 
-def evaluation_batches(num_images: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Draw]]:
+class EvaluationBatches(Sampler[list[Draw]]):
     """The batches of an evaluation: every image once over all processes, in order, none added to fill a batch.
 
     Args:
+        num_images: size of the set.
         batch_size: images in a batch of this process.
+        rank: this process.
+        world_size: number of processes.
     """
-    mine = range(rank, num_images, world_size)
-    return [
-        [Draw(0, index, index) for index in mine[first : first + batch_size]]
-        for first in range(0, len(mine), batch_size)
-    ]
+
+    def __init__(self, num_images: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.choose(range(num_images))
+
+    def choose(self, rows: Sequence[int]) -> None:
+        """Makes the iterations from now on yield these images only."""
+        self.mine = rows[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for first in range(0, len(self.mine), self.batch_size):
+            yield [Draw(0, index, index) for index in self.mine[first : first + self.batch_size]]
 
 
 class DrawnImages(Dataset[Sample]):
@@ -179,7 +194,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def make_loader(
     dataset: DrawnImages,
-    batches: EpochBatches | Sequence[list[Draw]],
+    batches: EpochBatches | EvaluationBatches,
     *,
     workers: int | None = None,
     pin_memory: bool = False,
@@ -187,7 +202,7 @@ def make_loader(
     """A loader of `Batch`; its workers live as long as the loader, across epochs.
 
     Args:
-        batches: an `EpochBatches`, to be told the epoch before each iteration, or `evaluation_batches`.
+        batches: an `EpochBatches`, to be told the steps before each iteration, or an `EvaluationBatches`.
         workers: processes that decode and augment; 0 decodes in this process; None is `default_workers`.
         pin_memory: whether the batches go to a GPU.
     """

@@ -10,7 +10,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose, Grayscale, RandomCrop, Resize
+from torchvision.transforms import Compose, Grayscale, InterpolationMode, RandomAffine, RandomCrop, Resize
 
 from t2t_vit.data.crops import ScaledCrop
 from t2t_vit.errors import UserError
@@ -19,7 +19,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def train_transform(
-    data_config: Mapping[str, Any], *, crop_padding: float | None = None, **augmentation: Any
+    data_config: Mapping[str, Any], *, crop_padding: float | None = None, affine: float = 0.0, **augmentation: Any
 ) -> tuple[ScaledCrop | None, Transform]:
     """timm's training augmentation without random erasing: a crop, and a transform from RGB image to uint8 tensor.
 
@@ -27,6 +27,8 @@ def train_transform(
         data_config: input_size (C, H, W), mean, std and whatever else timm's data configuration holds.
         crop_padding: resizes to the input size, pads by this share of it and crops that size again, as is usual for
             CIFAR, instead of cropping at random scales.
+        affine: strength of a random rotation, shear, shift and zoom of the crop, 0 for none: at 1 up to 15 degrees of
+            each angle, a tenth of the side and of the size.
         augmentation: arguments of timm.data.create_transform, such as hflip, scale, auto_augment, no_aug.
 
     Returns:
@@ -39,6 +41,11 @@ def train_transform(
         steps = _steps({**data_config, "interpolation": "random", **augmentation, "is_training": True})
     except AssertionError as error:  # timm's way to refuse what it is asked for
         raise UserError(f"timm refuses these augmentation settings: {augmentation}. {error}") from error
+    if affine > 0:
+        share, degrees = 0.1 * affine, 15 * affine
+        fill = [round(255 * mean) for mean in _statistics(data_config)[0]]  # as timm's policies fill
+        zoom, bilinear = (1 - share, 1 + share), InterpolationMode.BILINEAR
+        steps.insert(-1, RandomAffine(degrees, (share, share), zoom, degrees, interpolation=bilinear, fill=fill))
     place = next((i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation)), None)
     if place is None:  # no_aug
         return None, Compose(steps)

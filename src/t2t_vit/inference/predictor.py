@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
 from t2t_vit.data.images import ImageSet, UnreadableImage, read_image
-from t2t_vit.data.loading import Batch, DrawnImages, evaluation_batches, make_loader
+from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loader
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import Checkpoint
@@ -127,7 +127,13 @@ class Predictor:
         return prediction
 
     def _predict(
-        self, images: ImageSet, top_k: int | None, *, embed: bool = False, batch_size: int = 32, workers: Any = None
+        self,
+        images: ImageSet,
+        top_k: int | None,
+        *,
+        embed: bool = False,
+        batch_size: int = 32,
+        workers: int | None = None,
     ) -> Iterator[Prediction]:
         machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
         workers = workers if len(images) > batch_size else 0
@@ -200,7 +206,7 @@ def evaluation_loader(
     """Every image once, over all processes, resized and cropped as the data configuration says."""
     return make_loader(
         DrawnImages(images, eval_transform(data_config)),
-        evaluation_batches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
+        EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",
     )

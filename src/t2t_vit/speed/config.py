@@ -31,8 +31,5 @@ class BenchmarkConfig(Settings):
     rounds: int = option(5, "how often each model has its turn", at_least=1)
     seconds: float = option(1.0, "how long a turn lasts at least", above=0)
     baseline: str | None = option(None, "the model that ratios refer to; by default the first", metavar="NAME")
-    official: str | None = option(
-        None, "folder with a copy of the official repository: its models compete too", metavar="PATH"
-    )
     csv: str | None = option(None, "write the table to this file", metavar="FILE", writes=())
     plot: str | None = option(None, "draw the table", metavar="FILE", writes=(".png", ".svg"))

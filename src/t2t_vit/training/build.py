@@ -209,17 +209,30 @@ def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
     return create_optimizer_v2([group for group in groups if group["params"]], **options)
 
 
-def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, *, updates_per_epoch: int) -> Scheduler:
-    """The cosine with its warm-up and cool-down: a function of the number of the update."""
+def build_schedule(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, *, num_steps: int, steps_per_epoch: int
+) -> Scheduler:
+    """The cosine with its warm-up and cool-down, as a function of the step.
+
+    Args:
+        config: a warm-up that it leaves open takes a twentieth of the steps.
+        optimizer: its groups keep the peak rate as `initial_lr` once a schedule was built.
+        num_steps: steps of the whole run.
+        steps_per_epoch: steps of an epoch.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])  # a schedule before this one has changed it
+    cooldown = min(config.cooldown_epochs * steps_per_epoch, num_steps - 1)
+    warmup = num_steps // 20 if config.warmup_epochs is None else config.warmup_epochs * steps_per_epoch
     schedule, _ = create_scheduler_v2(
         optimizer,
-        num_epochs=config.epochs - config.cooldown_epochs,
-        warmup_epochs=config.warmup_epochs,
-        cooldown_epochs=config.cooldown_epochs,
+        num_epochs=num_steps - cooldown,
+        warmup_epochs=min(warmup, num_steps - 1 - cooldown),
+        cooldown_epochs=cooldown,
         warmup_lr=config.warmup_lr,
         min_lr=config.min_lr,
         step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
+        updates_per_epoch=1,
     )
     return schedule
 

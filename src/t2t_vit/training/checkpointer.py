@@ -13,7 +13,7 @@ from t2t_vit.models.checkpoint_formats import FORMAT, VERSION
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import plain, whole_file, write_errors_told
 from t2t_vit.training.learner import Learner
-from t2t_vit.training.progress import Progress
+from t2t_vit.training.progress import AVERAGED, Best, Progress
 from t2t_vit.training.run_directory import RunDirectory
 from t2t_vit.training.settings import refuse_other_run
 
@@ -62,6 +62,11 @@ def link_checkpoint(path: Path, name: Path) -> None:
         temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
 
 
+def read_weights(path: Path) -> dict[str, Any]:
+    """The weights in a checkpoint of ours."""
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
 def read_training_state(path: Path) -> dict[str, Any]:
     """A checkpoint of ours, to go on training from.
 
@@ -93,43 +98,42 @@ class Checkpointer:
 
     Attributes:
         saved: whether the last checkpoint was written.
+        best: the best weights that best.pt holds.
     """
 
     def __init__(self, learner: Learner, facts: dict[str, Any], directory: RunDirectory, display: Display) -> None:
         self.learner, self.directory, self.display = learner, directory, display
         self.config, self.machine = learner.config, learner.machine
+        self.about = facts
         settings = {"config": plain(asdict(self.config))}
         self.facts = {**facts, **settings, "processes": self.machine.world_size, "precision": self.machine.precision}
         self.saved = False
+        self.best: Best | None = None
 
-    def save(self, progress: Progress, *, end_of_epoch: bool) -> None:
-        """Writes last.pt and, after an epoch, best.pt and the metrics.
+    def save(self, progress: Progress, *, evaluated: bool) -> None:
+        """Writes last.pt and, after an evaluation, best.pt and the metrics.
 
         Raises:
-            UserError: a file cannot be written after the last epoch. Before, that is only told: a disk that is full now
+            UserError: a file cannot be written after the last step. Before, that is only told: a disk that is full now
                 may not be at the next save.
         """
         contents = {
             **self.facts,
             **self.learner.state(),
-            "progress": asdict(progress.of_all(self.machine)),
-            "epoch": progress.metrics[-1]["epoch"] if progress.metrics else -1,
+            "progress": progress.of_all(self.machine).to_plain(),
             "metrics": progress.metrics[-1] if progress.metrics else {},
         }
-
-        def write() -> None:
-            write_checkpoint(self.directory.last, contents)
-            if end_of_epoch:
-                self._file_epoch(progress)
-
-        failures = [self._failure(write)]
+        failures = [self._failure(lambda: write_checkpoint(self.directory.last, contents))]
         self.saved = failures[0] is None
-        if end_of_epoch:
-            if not self.saved:
-                progress.unsaved.append(contents["epoch"])
+        if evaluated:
+            failures.append(self._failure(lambda: self._file_evaluation(progress)))
+            if failures[-1] is None:
+                self.best = progress.best
+            else:
+                progress.best = self.best
             failures.append(self._failure(lambda: self.directory.write_metrics(progress.metrics)))
         for failure in filter(None, failures):
-            if end_of_epoch and contents["epoch"] + 1 == self.config.epochs:
+            if evaluated and progress.step == progress.plan.num_steps:
                 raise failure
             self.display.say(f"warning: {failure}")
 
@@ -152,22 +156,27 @@ class Checkpointer:
                 "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
             )
         self.learner.load_state(state)
-        progress = Progress(**state["progress"])
+        progress = Progress.from_plain(state["progress"])
         if not self.machine.is_main_process:  # the sums in the file are those of all processes
             progress.loss_sum, progress.num_images = 0.0, 0
         if progress.metrics and progress.step == progress.evaluated_step:  # the run may have died before these writes
-            self.machine.ask_main_process(lambda: self._file_epoch(progress))
+            self.machine.ask_main_process(lambda: self._file_evaluation(progress))
             self.machine.ask_main_process(lambda: self.directory.write_metrics(progress.metrics))
+        self.best = progress.best
         return progress
 
-    def _file_epoch(self, progress: Progress) -> None:
-        """Makes best.pt and the checkpoints of the last epochs from last.pt."""
-        row = progress.metrics[-1]
-        if progress.best() is row:
-            link_checkpoint(self.directory.last, self.directory.best)
+    def _file_evaluation(self, progress: Progress) -> None:
+        """Writes best.pt where the best weights are other ones than it holds, and keeps the last checkpoints."""
+        best, epoch = progress.best, progress.metrics[-1]["epoch"]
+        if best is not None and best != self.best:
+            if best.step == progress.step:
+                state = self.learner.weights(averaged=best.weights == AVERAGED)
+            else:  # the same weights as before, judged anew
+                state = read_weights(self.directory.best)
+            write_checkpoint(self.directory.best, {**self.about, "state_dict": state, "chosen": best._asdict()})
         if self.config.checkpoint_hist > 1:
-            link_checkpoint(self.directory.last, self.directory.of_epoch(row["epoch"]))
-            self.directory.forget_epochs_before(row["epoch"] - self.config.checkpoint_hist + 1)
+            link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
+            self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
 
     def _failure(self, write: Callable[[], None]) -> UserError | None:
         """Lets the main process write. Returns, in every process, why that failed; None where it did not."""

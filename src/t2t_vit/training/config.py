@@ -1,11 +1,13 @@
 """The settings of a training run. No torch here: the command line reads this for its help."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from t2t_vit.data.config import DATA_DIR_HELP, DATA_HELP, SOURCES, VAL_FRACTION_HELP
+from t2t_vit.errors import UserError
 from t2t_vit.options import URLS, Settings, argument, missing, option, read_settings
 from t2t_vit.training.recipes import RECIPES, recipe_for
 
@@ -22,12 +24,12 @@ class TrainConfig(Settings):
 
     data: str = argument(DATA_HELP, exists=SOURCES)
     recipe: str | None = option(None, "named defaults", choices=RECIPES)
-    model: str = option(
-        "t2t_vit_14", "network to train, as `t2t-vit models` lists them; with --checkpoint the one that the file is for"
+    model: str | None = option(
+        None, "network to train, as `t2t-vit models` lists them; by default the checkpoint's, or chosen for the images"
     )
     img_size: int | tuple[int, int] | None = option(
         None,
-        "side, or height and width, of the images in pixels; by default the checkpoint's, or the model's own",
+        "side, or height and width, of the images in pixels; by default the checkpoint's, chosen, or the model's own",
         at_least=1,
     )
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
@@ -38,36 +40,54 @@ class TrainConfig(Settings):
     pretrained: bool = option(
         False,
         "start from the released weights of the model, downloaded once; a tag, t2t_vit_14.in1k, means it too",
+        needs="model",
         unless="checkpoint",
     )
-    output: str | None = option(None, "run directory; by default runs/DATA-MODEL", metavar="DIR")
+    output: str | None = option(None, "run directory; by default runs/DATA, or runs/DATA-MODEL", metavar="DIR")
     resume: bool = option(False, "continue the run in the output directory; with nothing there yet, start it")
     show: bool = option(False, "print the settings that would run, and stop")
 
-    epochs: int = option(100, "passes over the training images", at_least=1, heading="Schedule")
-    batch_size: int = option(64, "images in an optimiser step, over all processes", short="b", at_least=1)
+    epochs: int | None = option(
+        None, "passes over the training images", at_least=1, unless="steps or max_time", heading="Schedule"
+    )
+    steps: int | None = option(None, "optimiser steps, instead of epochs", at_least=1, unless="max_time")
+    max_time: str | None = option(
+        None, "time that the run may take, such as 90s, 20m or 1h30m, instead of epochs or steps", metavar="TIME"
+    )
+    patience: int | None = option(
+        None, "early stopping: evaluations without a better one after which training ends", at_least=1
+    )
+    eval_every: int | None = option(None, "steps between evaluations; by default as --eval-share has it", at_least=1)
+    eval_share: float = option(
+        0.1,
+        "largest share of the time that evaluations take; 1 evaluates after each epoch",
+        above=0,
+        at_most=1,
+        unless="eval_every",
+    )
+    batch_size: int | None = option(
+        64,
+        "images in an optimiser step, over all processes; auto: what fits the images and the GPU",
+        short="b",
+        at_least=1,
+    )
     opt: str = option("adamw", "optimiser, by timm's name")
     lr: float = option(5e-4, "peak learning rate", above=0)
     min_lr: float = option(1e-5, "learning rate at the end of the cosine", at_least=0, at_most="lr")
-    warmup_lr: float = option(
-        1e-6, "learning rate at the start of the warm-up", at_least=0, at_most="lr", needs="warmup_epochs"
+    warmup_lr: float = option(1e-6, "learning rate at the start of the warm-up", at_least=0)
+    warmup_epochs: int | None = option(
+        None,
+        "epochs of linear warm-up, part of the epochs; by default a twentieth of the steps",
+        at_least=0,
+        below="epochs",
     )
-    warmup_epochs: int = option(5, "epochs of linear warm-up, part of the epochs", at_least=0, below="epochs")
     cooldown_epochs: int = option(0, "epochs at the lowest rate at the end, part of the epochs", at_least=0)
     momentum: float | None = option(None, "momentum, where the optimiser has it", at_least=0, below=1)
     layer_decay: float | None = option(
-        None,
-        "factor of the learning rate from a block to the one below",
-        above=0,
-        at_most=1,
-        unless="freeze_backbone",
+        None, "learning rate of a block over that of the block above", above=0, at_most=1, unless="freeze_backbone"
     )
     backbone_lr_scale: float | None = option(
-        None,
-        "learning rate of everything but the head over the head's",
-        above=0,
-        at_most=1,
-        unless="freeze_backbone or layer_decay",
+        None, "backbone's learning rate over the head's", above=0, at_most=1, unless="freeze_backbone or layer_decay"
     )
     freeze_backbone: bool = option(False, "train the head alone")
     grad_accum_steps: int = option(1, "parts of a batch that go through the network one after another", at_least=1)
@@ -88,11 +108,7 @@ class TrainConfig(Settings):
     )
     model_ema_warmup: bool = option(True, "let the decay rise from 0 over the first steps", needs="model_ema")
     mixup_off_epoch: int = option(
-        0,
-        "epoch from which on nothing is mixed, 0 for never",
-        at_least=0,
-        below="epochs",
-        needs="mixup or cutmix",
+        0, "epoch from which on nothing is mixed, 0 for never", at_least=0, below="epochs", needs="mixup or cutmix"
     )
     teacher: str | None = option(None, "any timm model to distil from", metavar="MODEL")
     teacher_checkpoint: str | None = option(
@@ -101,25 +117,28 @@ class TrainConfig(Settings):
     distill_alpha: float = option(0.5, "share of the teacher's part in the loss", above=0, at_most=1, needs="teacher")
     distill_temperature: float = option(1.0, "softmax temperature of that part", above=0, needs="teacher")
 
-    scale: tuple[float, float] = option(
-        (0.08, 1.0),
-        "area of random crops, from and to",
-        above=0,
+    hflip: float | None = option(
+        0.5,
+        "probability of a horizontal flip; auto: none where mirrored images look like others",
+        at_least=0,
         at_most=1,
-        ascending=True,
-        unless="crop_padding",
         heading="Augmentation",
+    )
+    vflip: float = option(0.0, "probability of a vertical flip", at_least=0, at_most=1)
+    scale: tuple[float, float] = option(
+        (0.08, 1.0), "area of random crops, from and to", above=0, at_most=1, ascending=True, unless="crop_padding"
     )
     ratio: tuple[float, float] = option(
         (0.75, 1.3333), "aspect ratio of random crops, from and to", above=0, ascending=True, unless="crop_padding"
     )
-    hflip: float = option(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
-    vflip: float = option(0.0, "probability of a vertical flip", at_least=0, at_most=1)
+    affine: float = option(
+        0.0,
+        "strength of random rotations, shears, shifts and zooms: 1 is up to 15 degrees and a tenth of the side",
+        at_least=0,
+    )
     color_jitter: float | None = option(0.4, "colour jitter; beside --aa only with 3a", at_least=0)
     aa: str | None = option(
-        None,
-        "timm's policy: rand-m9-mstd0.5-inc1 and the like, original, v0, augmix-m3, or 3a for 3-augment",
-        metavar="POLICY",
+        None, "timm's policy, such as rand-m9-mstd0.5-inc1, original, v0, augmix-m3 or 3a (3-augment)", metavar="POLICY"
     )
     reprob: float = option(0.0, "probability of random erasing", at_least=0, at_most=1)
     crop_padding: float | None = option(
@@ -157,17 +176,27 @@ class TrainConfig(Settings):
         values = recipe_for(given.get("recipe", cls.recipe), given={**start, **given})  # cls.recipe is the default
         if "recipe" in given and "img_size" in values:
             start.pop("img_size", None)
-        values |= {"pretrained": "." in given.get("model", "") and "checkpoint" not in given, **start}
-        if given.get("resume") and "data" in given:
-            known = values | dict(given)
-            file = Path(run_directory(known["data"], known["model"], known.get("output"))) / CONFIG_FILE
+        values |= {"pretrained": "." in (given.get("model") or "") and "checkpoint" not in given, **start}
+        if given.get("resume") and ("data" in given or "output" in given):
+            known = {"data": ""} | values | dict(given)
+            file = Path(run_directory(known["data"], known.get("model"), known.get("output"))) / CONFIG_FILE
             if file.is_file():
                 values |= read_settings(cls, file)
+            elif "data" not in given:
+                raise UserError(f"{file.parent} holds no run to go on with: give its folder to --output, or DATA.")
         return values
 
     def contradictions(self) -> Iterable[str]:
         """Problems between settings that no rule of one of them tells."""
-        if self.warmup_epochs + self.cooldown_epochs >= self.epochs:
+        try:
+            self.max_time is not None and parse_duration(self.max_time)
+        except ValueError as error:
+            yield f"--max-time: {error}."
+        if self.warmup_epochs == 0 and "warmup_lr" in self.changed:
+            yield "--warmup-lr has no effect beside --warmup-epochs 0."
+        if self.warmup_epochs != 0 and self.warmup_lr > self.lr:
+            yield f"--warmup-lr must be at most --lr {self.lr:g}, got {self.warmup_lr:g}."
+        if self.epochs and (self.warmup_epochs or 0) + self.cooldown_epochs >= self.epochs:
             yield (
                 f"--warmup-epochs {self.warmup_epochs} and --cooldown-epochs {self.cooldown_epochs} "
                 f"leave none of --epochs {self.epochs} between them."
@@ -207,6 +236,30 @@ def _settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return settings_of(path, model=given.get("model"))
 
 
-def run_directory(data: str, model: str, output: str | None = None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """Write the report of a run, finished or not: report.html in its folder."""
+
+    run: str = argument("the run directory", metavar="RUN", exists=())
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+
+
+def run_directory(data: str, model: str | None, output: str | None = None) -> str:
     """Where a run is kept, by its settings."""
-    return output or f"runs/{Path(data).resolve().name.removesuffix('.tar')}-{model}"
+    name = Path(data).resolve().name.removesuffix(".tar")
+    return output or (f"runs/{name}-{model}" if model else f"runs/{name}")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as 90s, 20m, 1h30m; a bare number counts seconds.
+
+    Raises:
+        ValueError: the text is no duration, or none above zero.
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower())
+    parts = zip(found.groups(), (3600, 60, 1), strict=True) if found else ()
+    seconds = sum(float(count) * unit for count, unit in parts if count)
+    if seconds <= 0:
+        raise ValueError(f"expected a duration such as 90s, 20m or 1h30m, got {text!r}")
+    return seconds

@@ -2,11 +2,13 @@
 
 import math
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
@@ -61,33 +63,41 @@ class Learner:
         self.config, self.model, self.machine = config, model, machine
         self.normalize = Normalize(data_config, machine.device, re_prob=config.reprob)
         self.mixup = build_mixup(config, num_classes=len(class_names))
-        self.full_share = self._share_of_batch(batches.num_images)
+        self.full_share = self._share_of_batch(batches)
         self.task = build_task(config, model, machine, class_names)
         self.optimizer = build_optimizer(config, model)
-        self.schedule = build_schedule(config, self.optimizer, updates_per_epoch=batches.batches_per_epoch)
+        self.steps_per_epoch = batches.batches_per_epoch
+        self.schedule: Scheduler | None = None
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.amp_dtype == torch.float16)
         self.watch = Stopwatch(host_apart=machine.device.type != "cpu")
 
-    def _share_of_batch(self, num_images: int) -> float:
+    def _share_of_batch(self, batches: EpochBatches) -> float:
         """How many images of a full batch each process gets, on average.
 
         Mixup pairs the images of a process, and leaves an odd one out.
         """
-        batch_size, processes = self.config.batch_size, self.machine.world_size
-        shares = [len(range(rank, min(batch_size, num_images), processes)) for rank in range(processes)]
+        batch_size, processes = batches.batch_size, self.machine.world_size
+        shares = [len(range(rank, min(batch_size, batches.num_images), processes)) for rank in range(processes)]
         if self.mixup is None:
             return sum(shares) / processes
         if batch_size // processes % 2 or min(shares) < 2:
             raise UserError(
-                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of {num_images} "
-                f"images, is shared among {processes}: give a multiple of {2 * processes}, or --mixup 0 --cutmix 0."
+                f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of "
+                f"{batches.num_images} images, is shared among {processes}: give a multiple of {2 * processes}, "
+                "or --mixup 0 --cutmix 0."
             )
         return sum(share // 2 * 2 for share in shares) / processes
 
-    def prepare(self, epoch: int) -> None:
-        """Gets ready for the batches of an epoch, counted from 0."""
-        if self.mixup is not None and self.config.mixup_off_epoch:
-            self.mixup.mixup_enabled = epoch < self.config.mixup_off_epoch
+    def schedule_steps(self, num_steps: int, *, done: int) -> None:
+        """Makes the learning rate follow its schedule over a run of so many steps, of which some are done."""
+        self.schedule = build_schedule(
+            self.config, self.optimizer, num_steps=num_steps, steps_per_epoch=self.steps_per_epoch
+        )
+        if done:
+            self.schedule.step_update(done - 1)
+
+    def prepare(self) -> None:
+        """Gets ready to learn, after an evaluation or at the start."""
         self.task.train()
         self.watch.restart()
 
@@ -98,7 +108,10 @@ class Learner:
             batch: this process's share of the batch; it may be empty.
             step: number of the step in the run, from 0.
         """
+        assert self.schedule is not None, "schedule_steps comes first"
         self.schedule.step_update(step)
+        if self.mixup is not None and self.config.mixup_off_epoch:
+            self.mixup.mixup_enabled = step // self.steps_per_epoch < self.config.mixup_off_epoch
         self._seed(step)
         self.optimizer.zero_grad()
         losses: list[Tensor] = []
@@ -131,6 +144,40 @@ class Learner:
         self.scaler.update()
         self.task.update_ema(step=step + 1)
         return StepResult(loss_sum, sum(counts), updated=True)
+
+    def rehearse(self, batch: Batch) -> float:
+        """Computes the gradient of a batch without a trace: weights, statistics and moments stay as they are.
+
+        Returns:
+            How long that took, in seconds. The optimiser's update is not part of it.
+        """
+        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self.task.train()
+        self._seed(0)
+        began = time.monotonic()
+        loss = torch.zeros((), device=self.machine.device)
+        for images, targets, _, last in self._parts(batch):
+            with self.task.no_sync() if not last else torch.enable_grad():
+                with self.machine.autocast():
+                    loss = self.task(images, targets)["loss"]
+                loss.backward()
+        loss.item()  # waits for the device
+        seconds = time.monotonic() - began
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(statistics[name])
+        return seconds
+
+    @torch.inference_mode()
+    def time_evaluation(self, batch: Batch) -> float:
+        """Evaluates the images of a batch, and returns how long that took, in seconds."""
+        self.model.eval()
+        began = time.monotonic()
+        if len(batch.images):
+            with self.machine.autocast():
+                self.model(self.normalize(batch.images)).sum().item()
+        return time.monotonic() - began
 
     def _seed(self, step: int) -> None:
         """Seeds the random numbers of erasing, mixup and dropout; each process draws its own."""
@@ -166,6 +213,12 @@ class Learner:
     def averaged_model(self) -> nn.Module:
         """The network with the moving average of the weights."""
         return self.task.get_eval_model(ema=True)
+
+    def weights(self, *, averaged: bool) -> dict[str, Any]:
+        """The weights alone, raw or averaged."""
+        if not averaged:
+            return self.task.get_checkpoint_state()["state_dict"]
+        return self.task.get_checkpoint_state(ema=True)["state_dict_ema"]
 
     def state(self) -> dict[str, Any]:
         """Weights, their moving average, and the state of the optimiser and the scaler, for a checkpoint."""

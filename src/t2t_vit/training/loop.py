@@ -17,6 +17,7 @@ from t2t_vit.inference.predictor import Predictor
 from t2t_vit.runtime.console import format_duration
 from t2t_vit.runtime.hardware import peak_bytes
 from t2t_vit.runtime.stopwatch import shares_in_words
+from t2t_vit.training.progress import Best, judge
 from t2t_vit.training.setup import Run
 
 MAX_BAD_STEPS = 10
@@ -26,27 +27,34 @@ MAX_BAD_STEPS = 10
 def fit(run: Run) -> None:
     """Trains to the last step, or until the run is asked to end.
 
-    After each epoch it evaluates the network and its averaged weights, and saves: before the evaluation too, which may
-    take long.
+    Every so often it evaluates the network and its averaged weights, and keeps the better ones if they are the best so
+    far. It saves before an evaluation too, which may take long.
 
     Raises:
         UserError: the gradient stays infinite, or the last checkpoint cannot be written.
     """
     progress = run.progress
     with run.interruption.watch():
-        while progress.evaluated_step < run.num_steps:
-            timing = learn_until(run, progress.evaluated_step + run.steps_per_epoch)
+        while not run.is_finished():
+            timing = learn_until(run, run.next_stop())
+            run.correct_plan()
             run.save()
             if run.interruption.in_any_process():
                 return
-            row = evaluate_epoch(run)
+            if progress.step < run.next_evaluation():
+                continue
+            row = evaluate_round(run)
+            best = best_of(run, judge(row))
             if run.interruption.in_only_process():
-                return  # the epoch is evaluated again when the run goes on
+                return  # this evaluation is repeated when the run goes on
             memory_gb = peak_bytes(run.machine.device) / 2**30
             progress.add_row({**row, **timing, "memory_gb": memory_gb, "elapsed_s": run.elapsed_s()})
-            run.save(end_of_epoch=True)
-            run.display.say(epoch_line(run))
+            progress.best = best
+            run.save(evaluated=True)
+            run.display.say(progress_line(run))
             run.trackers.log(progress.metrics[-1])
+            if run.stop_early():
+                continue
             if run.interruption.in_any_process():
                 return
 
@@ -58,12 +66,10 @@ def learn_until(run: Run, last_step: int) -> dict[str, float]:
         Columns of metrics.jsonl: how fast it went, and where the time went.
     """
     progress, learner, watch = run.progress, run.learner, run.learner.watch
-    first_step, images_before = last_step - run.steps_per_epoch, progress.num_images
-    epoch = first_step // run.steps_per_epoch
-    run.batches.set_epoch(epoch, start_batch=progress.step - first_step)
-    learner.prepare(epoch)
-    label = f"epoch {epoch + 1}/{run.config.epochs}"
-    with run.display.steps(label, run.steps_per_epoch, done=progress.step - first_step) as bar:
+    images_before = progress.num_images
+    run.batches.set_steps(progress.step, last_step)
+    learner.prepare()
+    with run.display.steps("training", progress.plan.num_steps, done=progress.step) as bar:
         for batch in run.train_loader:
             watch.lap("data_wait")
             warn_of_unreadable(run, batch)
@@ -88,38 +94,52 @@ def learn_until(run: Run, last_step: int) -> dict[str, float]:
     return watch.read((progress.num_images - images_before) * run.machine.world_size)
 
 
-def evaluate_epoch(run: Run) -> dict[str, Any]:
-    """Measures the network, and its averaged weights where they are kept, on the validation images.
+def evaluate_round(run: Run) -> dict[str, Any]:
+    """Measures the network, and its averaged weights where they are kept, on validation images: at the end on all.
 
     Returns:
         Columns of metrics.jsonl. They are incomplete where the run is asked to end meanwhile.
     """
-
-    def measure(model: nn.Module, label: str) -> Accuracy:
-        if run.machine.world_size > 1:
-            distribute_bn(model, run.machine.world_size)  # the main process's statistics, which are saved
-        predictor = Predictor(
-            model, machine=run.machine, data_config=run.data_config, class_names=run.source.class_names
-        )
-        stop = run.interruption.in_only_process
-        return measure_accuracy(predictor, run.val_loader, run.display, label=label, stop=stop)
-
     total = run.progress.of_all(run.machine)
-    found = measure(run.model, "validating")
+    run.choose_validation_images()
+    found = measure(run, run.model, "validating")
     row = {
-        "epoch": total.step // run.steps_per_epoch - 1,
+        "epoch": (total.step - 1) // run.steps_per_epoch,
         "step": total.step,
         "lr": run.learner.optimizer.param_groups[0]["lr"],
-        "train_loss": total.loss_sum / max(total.num_images, 1),
+        "train_loss": total.loss_sum / total.num_images if total.num_images else None,
         "val_loss": found.loss,
         "val_top1": found.top1,
         "val_top5": found.top5,
+        "val_images": found.num_images,
     }
     if run.config.model_ema and not run.interruption.in_only_process():
-        row["ema_top1"] = measure(run.learner.averaged_model(), "validating the average").top1
+        row["ema_top1"] = measure(run, run.learner.averaged_model(), "validating the average").top1
     if found.unreadable and not run.progress.metrics:
         warn(run, f"{len(found.unreadable)} validation images cannot be read and do not count", found.unreadable)
     return row
+
+
+def measure(run: Run, model: nn.Module, label: str) -> Accuracy:
+    """Measures a network on the chosen validation images."""
+    if run.machine.world_size > 1:
+        distribute_bn(model, run.machine.world_size)  # the main process's statistics, which are saved
+    predictor = Predictor(model, machine=run.machine, data_config=run.data_config, class_names=run.source.class_names)
+    stop = run.interruption.in_only_process
+    return measure_accuracy(predictor, run.val_loader, run.display, label=label, stop=stop)
+
+
+def best_of(run: Run, candidate: Best) -> Best:
+    """The better ones of the weights just evaluated and the best so far.
+
+    Evaluations in between may be on a part of the validation images, and the last one is on all. So the best weights
+    of before are measured on all images too.
+    """
+    best = run.progress.best
+    if best is not None and best.num_images != candidate.num_images:
+        found = measure(run, run.load_best(), "validating the best so far")
+        best = best._replace(top1=found.top1, num_images=found.num_images)
+    return candidate if best is None or candidate.top1 > best.top1 else best
 
 
 def skip_step(run: Run, batch: Batch, loss_sum: float) -> None:
@@ -156,13 +176,15 @@ def warn(run: Run, what: str, sentences: list[str] | tuple[str, ...]) -> None:
     run.display.say(f"warning: {what}: {abbreviate(sentences, separator='; ')}")
 
 
-def epoch_line(run: Run) -> str:
+def progress_line(run: Run) -> str:
     """The line that a person reads after an evaluation."""
     row, progress = run.progress.metrics[-1], run.progress
+    num_steps = progress.plan.num_steps
+    loss = "none" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
     ema = f"  EMA {row['ema_top1']:6.2f} %" if "ema_top1" in row else ""
-    remaining_s = row["elapsed_s"] / progress.step * (run.num_steps - progress.step)
+    remaining_s = row["elapsed_s"] / progress.step * (num_steps - progress.step)
     return (
-        f"epoch {row['epoch'] + 1:3d}/{run.config.epochs}  loss {row['train_loss']:.4f}  "
+        f"step {progress.step:{len(str(num_steps))}d}/{num_steps}  epoch {row['epoch'] + 1}  loss {loss}  "
         f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:6.2f} %{ema}  lr {row['lr']:.2e}  "
         f"{row['images_per_second']:.0f} images/s  {shares_in_words(row)}  {row['memory_gb']:.1f} GB  "
         f"{format_duration(remaining_s)} left"

@@ -1,10 +1,31 @@
 """How far a run is."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from t2t_vit.runtime.machine import Machine
+from t2t_vit.training.plan import Plan
+
+RAW, AVERAGED = "last weights", "averaged weights"
+
+
+class Best(NamedTuple):
+    """The best weights so far.
+
+    Attributes:
+        step: steps that were done when they were evaluated.
+        epoch: the epoch of that step, from 0.
+        weights: `RAW` or `AVERAGED`.
+        top1: their accuracy in percent.
+        num_images: on how many validation images.
+    """
+
+    step: int
+    epoch: int
+    weights: str
+    top1: float
+    num_images: int
 
 
 @dataclass
@@ -12,6 +33,7 @@ class Progress:
     """How far a run is: the part of its state that is not tensors.
 
     Attributes:
+        plan: how long the run trains, and when it is evaluated.
         step: steps that are done, skipped ones included.
         loss_sum: sum of the losses of the images since the last evaluation.
         num_images: number of these images.
@@ -19,10 +41,11 @@ class Progress:
         bad_in_a_row: how many of them came last, without a good one in between.
         elapsed_s: time spent, before an interruption too.
         metrics: the rows of metrics.jsonl, one for each evaluation.
-        unsaved: the epochs whose weights could not be written, and are lost.
+        best: the best weights so far that could be written, None before the first evaluation.
         unreadable: a sentence for each image that could not be read.
     """
 
+    plan: Plan = field(default_factory=lambda: Plan(1, 1, 1))
     step: int = 0
     loss_sum: float = 0.0
     num_images: int = 0
@@ -30,18 +53,13 @@ class Progress:
     bad_in_a_row: int = 0
     elapsed_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    unsaved: list[int] = field(default_factory=list)
+    best: Best | None = None
     unreadable: list[str] = field(default_factory=list)
 
     @property
     def evaluated_step(self) -> int:
         """The steps that were done at the last evaluation."""
         return self.metrics[-1]["step"] if self.metrics else 0
-
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best evaluation so far whose weights are kept, the first of equals."""
-        saved = (row for row in self.metrics if row["epoch"] not in self.unsaved)
-        return max(saved, key=top1_of, default=None)
 
     def of_all(self, machine: Machine) -> "Progress":
         """The same progress with the losses, images and unreadable images of all processes taken together."""
@@ -56,7 +74,19 @@ class Progress:
         self.metrics.append(row)
         self.loss_sum, self.num_images = 0.0, 0
 
+    def to_plain(self) -> dict[str, Any]:
+        """Plain Python values for a checkpoint."""
+        return asdict(self) | {"best": self.best and list(self.best)}
 
-def top1_of(row: dict[str, Any]) -> float:
-    """The accuracy by which an evaluation is judged: that of the averaged weights where they are kept."""
-    return row.get("ema_top1", row["val_top1"])
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "Progress":
+        """The progress of which `to_plain` made these values."""
+        best = values["best"]
+        return cls(**values | {"plan": Plan(**values["plan"]), "best": best and Best(*best)})
+
+
+def judge(row: dict[str, Any]) -> Best:
+    """The better ones of an evaluation's raw and averaged weights."""
+    averaged = row.get("ema_top1", -1.0)
+    weights, top1 = (AVERAGED, averaged) if averaged >= row["val_top1"] else (RAW, row["val_top1"])
+    return Best(row["step"], row["epoch"], weights, top1, row["val_images"])

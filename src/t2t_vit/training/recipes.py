@@ -37,6 +37,7 @@ RECIPES: dict[str, Recipe] = {
             "img_size": 64,
             "val_fraction": 0.5,  # 899 images: one is 0.1 %, and 898 to learn from are few
             "epochs": 12,
+            "eval_share": 1.0,
             "batch_size": 32,
             "lr": 5e-4,
             "warmup_epochs": 2,
@@ -52,14 +53,15 @@ RECIPES: dict[str, Recipe] = {
     "small": Recipe(
         "a folder of hundreds to thousands of images, from scratch",
         {
-            "model": "t2t_vit_7",
-            "epochs": 100,
-            "batch_size": 64,
+            # Model, size, steps and flips are chosen for the images and the machine: see sizing.py and plan.py.
+            "batch_size": None,
+            "hflip": None,
             "lr": 5e-4,
-            "warmup_epochs": 5,
-            "model_ema_decay": 0.999,
-            "aa": "rand-m9-mstd0.5-inc1",
-            "reprob": 0.25,
+            "model_ema_decay": 0.998,
+            # Of 100 MNIST digits in 600 steps this learns 90 %, RandAugment and crops from a twelfth of the area 77 %.
+            "affine": 1.0,
+            "scale": (0.7, 1.0),
+            "ratio": (0.85, 1.18),
         },
     ),
     "imagenet": Recipe(
@@ -166,10 +168,14 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
         values |= next((more for name, more in recipe.by_model.items() if f"{model}_".startswith(f"{name}_")), {})
     if given.get("freeze_backbone") or given.get("layer_decay") is not None:
         values.pop("backbone_lr_scale", None)  # they rule the rates of the backbone themselves
-    batch_size = given.get("batch_size", values["batch_size"])
+    batch_size = given.get("batch_size") or values["batch_size"]
     if recipe.lr_batch_size is not None:
         values |= {rate: values[rate] * batch_size / recipe.lr_batch_size for rate in LEARNING_RATES if rate in values}
-    if "epochs" in given:  # a short run has a short warm-up, and no longer cool-down than itself
+    if "steps" in given or "max_time" in given:  # the warm-up is a share of the steps
+        values |= {"epochs": None, "warmup_epochs": None, "cooldown_epochs": 0}
+    elif (
+        "epochs" in given and "epochs" in values
+    ):  # a short run has a short warm-up, and no longer cool-down than itself
         values["warmup_epochs"] = min(values["warmup_epochs"], given["epochs"] // 2)
         values["cooldown_epochs"] = min(values.get("cooldown_epochs", 0), given["epochs"] // 4)
     return values

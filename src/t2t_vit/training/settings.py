@@ -29,7 +29,7 @@ def refuse_unavailable(config: TrainConfig) -> None:
     for name in (config.model, config.teacher):
         if name is not None:
             resolve_name(name)
-    if config.pretrained:
+    if config.pretrained and config.model is not None:
         released_url(resolve_name(config.model))
     if problems := [*_optimiser_problems(config), *_policy_problems(config.aa)]:
         raise UserError(" ".join(problems))
@@ -76,7 +76,7 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
     if not changed:
         return
     advice = "(--amp and --no-amp set the precision), or start another run with another --output."
-    if then["epochs"] < wanted["epochs"]:
+    if any((then[key] or 0) < (wanted[key] or 0) for key in ("epochs", "steps")):
         best = f"{run_directory(wanted['data'], wanted['model'], wanted['output'])}/best.pt"
         advice = f"or train on in a new run: --checkpoint {best}, with another --output."
     raise UserError(

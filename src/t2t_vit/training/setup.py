@@ -1,21 +1,22 @@
 """Everything that a training run works with, built before its first step."""
 
+import copy
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import first_look
-from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, make_loader
+from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, EvaluationBatches, make_loader
 from t2t_vit.data.sources import Source, open_source
-from t2t_vit.data.transforms import train_transform
+from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError
-from t2t_vit.inference.predictor import evaluation_loader
 from t2t_vit.models.names import resolve_name
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.runtime.console import Display
@@ -23,14 +24,16 @@ from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.hardware import describe_environment
 from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.build import build_network
-from t2t_vit.training.checkpointer import Checkpointer, model_section
+from t2t_vit.training.checkpointer import Checkpointer, model_section, read_weights
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.interruption import Interruption
 from t2t_vit.training.learner import Learner
+from t2t_vit.training.plan import NUM_REHEARSED, expectation, make_plan, measure_speed
 from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import scaling_in_words
 from t2t_vit.training.run_directory import RunDirectory
 from t2t_vit.training.settings import refuse_unavailable
+from t2t_vit.training.sizing import choose, enlarge_batch, too_few_tokens
 from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
 
@@ -42,6 +45,7 @@ class Run:
         model_name: registered name of the network.
         model: the network, which the learner updates.
         batches: which images make a training batch.
+        val_batches: which validation images are evaluated.
         train_loader: batches of augmented images, as bytes.
         val_loader: batches of validation images, as bytes.
         progress: how far the run is.
@@ -58,6 +62,7 @@ class Run:
     data_config: dict[str, Any]
     learner: Learner
     batches: EpochBatches
+    val_batches: EvaluationBatches
     train_loader: "DataLoader[Batch]"
     val_loader: "DataLoader[Batch]"
     checkpointer: Checkpointer
@@ -70,19 +75,72 @@ class Run:
     def steps_per_epoch(self) -> int:
         return self.batches.batches_per_epoch
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.epochs * self.steps_per_epoch
+    def is_finished(self) -> bool:
+        """Whether the last step is done and evaluated."""
+        return self.progress.evaluated_step == self.progress.plan.num_steps
 
     def elapsed_s(self) -> float:
         """Time spent so far, before an interruption too."""
         return time.monotonic() - self.began_s
 
-    def save(self, *, end_of_epoch: bool = False) -> None:
-        """Writes last.pt and, at the end of an epoch, what follows from it."""
+    def save(self, *, evaluated: bool = False) -> None:
+        """Writes last.pt and, after an evaluation, best.pt and the metrics."""
         self.progress.elapsed_s = self.elapsed_s()
-        self.checkpointer.save(self.progress, end_of_epoch=end_of_epoch)
+        self.checkpointer.save(self.progress, evaluated=evaluated)
+
+    def next_evaluation(self) -> int:
+        """The step after which the next evaluation is due."""
+        plan = self.progress.plan
+        return min(self.progress.evaluated_step + plan.eval_every, plan.num_steps)
+
+    def next_stop(self) -> int:
+        """The step after which the loop does something besides learning."""
+        plan, step = self.progress.plan, self.progress.step
+        due = plan.correction_step if plan.is_estimate and step < plan.correction_step else plan.num_steps
+        return min(self.next_evaluation(), due)
+
+    def correct_plan(self) -> None:
+        """Fits the number of steps to the time limit, once, by what the first part of the run took."""
+        progress = self.progress
+        if progress.plan.is_estimate and progress.step >= progress.plan.correction_step:
+            elapsed_s = self.machine.ask_main_process(self.elapsed_s)
+            progress.plan = progress.plan.corrected(step=progress.step, elapsed_s=elapsed_s)
+            self.learner.schedule_steps(progress.plan.num_steps, done=progress.step)
+            self.display.say(f"{progress.plan.num_steps:,} steps fit into the time, by what the first steps took")
+
+    def stop_early(self) -> bool:
+        """Ends the run here where patience is at its end. Returns whether the evaluation on all images is to come."""
+        progress, patience = self.progress, self.config.patience
+        assert progress.best is not None
+        since_best = sum(row["step"] > progress.best.step for row in progress.metrics)
+        if patience is None or since_best < patience or progress.step == progress.plan.num_steps:
+            return False
+        self.display.say(
+            f"stopped early: {since_best} evaluations in a row were no better than step {progress.best.step}"
+        )
+        progress.plan = replace(progress.plan, num_steps=progress.step)
+        if progress.plan.eval_images == len(self.source.val):
+            return False
+        progress.metrics.pop()
+        return True
+
+    def choose_validation_images(self) -> None:
+        """Makes the next evaluation take the fixed part of the validation images, or all after the last step."""
+        plan, num_val = self.progress.plan, len(self.source.val)
+        whole = self.progress.step == plan.num_steps or plan.eval_images >= num_val
+        rows = range(num_val) if whole else np.random.default_rng(0).permutation(num_val)[: plan.eval_images]
+        self.val_batches.choose(sorted(rows))
+
+    def rehearsal_batches(self) -> "DataLoader[Batch]":
+        """The first training batches, to measure the speed on."""
+        self.batches.set_steps(0, NUM_REHEARSED)
+        return self.train_loader
+
+    def load_best(self) -> nn.Module:
+        """A copy of the network with the weights of best.pt."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(read_weights(self.directory.best))
+        return model
 
     def __str__(self) -> str:
         height, width = self.data_config["input_size"][1:]
@@ -105,7 +163,6 @@ def setup(config: TrainConfig) -> Run:
         UserError: for settings, data, a model or a directory that cannot be used.
     """
     refuse_unavailable(config)
-    name = resolve_name(config.model)
     machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
     source = _open_source(config, machine)
     directory = RunDirectory(Path(config.run_directory))
@@ -113,14 +170,31 @@ def setup(config: TrainConfig) -> Run:
     import_packages(config.log_to or ())
     display = Display(silent=not machine.is_main_process)
     goes_on = machine.ask_main_process(lambda: config.resume and directory.last.exists())
+    notes = [] if goes_on else [machine.ask_main_process(lambda: first_look(source))]
+    config = replace(config, output=str(directory.path))  # its name must not depend on what is chosen now
+    on_cpu = machine.device.type == "cpu"
+    is_open = config.batch_size is None
+    config, reasons = machine.ask_main_process(
+        lambda: choose(config, source.train, on_cpu=on_cpu, processes=machine.world_size)
+    )
+    notes += [f"chosen: {reason}" for reason in reasons]
+
+    assert config.model is not None
 
     torch.manual_seed(config.seed)
+    name = resolve_name(config.model)
     model, model_args, report = build_network(config, name, class_names=source.class_names, goes_on=goes_on)
     if report is not None:
-        display.say(str(report))
+        notes.append(str(report))
     model.to(machine.device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
+    if machine.device.type == "cuda" and is_open:
+        config, reason = machine.ask_main_process(lambda: enlarge_batch(config, model, machine, len(source.train)))
+        notes.append(f"chosen: {reason}")
+    assert config.batch_size is not None
+    if warning := too_few_tokens(name, model):
+        notes.append(f"warning: {warning}")
     data_config = data_config_of(model, img_size=config.img_size, crop_pct=config.crop_pct)
     batches = EpochBatches(
         len(source.train),
@@ -133,7 +207,13 @@ def setup(config: TrainConfig) -> Run:
     learner = Learner(config, model, machine, batches, class_names=source.class_names, data_config=data_config)
     about = model_section(name, model_args, class_names=source.class_names, data_config=data_config)
     checkpointer = Checkpointer(learner, {**about, "split": source.split}, directory, display)
-    train_loader, val_loader = _make_loaders(config, machine, display, source, batches, data_config)
+    val_batches = EvaluationBatches(
+        len(source.val),
+        batch_size=max(1, config.batch_size // machine.world_size),
+        rank=machine.rank,
+        world_size=machine.world_size,
+    )
+    train_loader, val_loader = _make_loaders(config, machine, display, source, batches, val_batches, data_config)
     run = Run(
         config=config,
         machine=machine,
@@ -145,33 +225,45 @@ def setup(config: TrainConfig) -> Run:
         data_config=data_config,
         learner=learner,
         batches=batches,
+        val_batches=val_batches,
         train_loader=train_loader,
         val_loader=val_loader,
         checkpointer=checkpointer,
         trackers=Trackers({}, display.say),
-        progress=Progress(),
+        progress=checkpointer.restore() if goes_on else Progress(),
         interruption=Interruption(machine),
     )
-    _begin(run, goes_on=goes_on)
+    _begin(run, notes, goes_on=goes_on)
     return run
 
 
-def _begin(run: Run, *, goes_on: bool) -> None:
-    """Says what the run is, records its settings, and restores what it had reached."""
-    config, display = run.config, run.display
-    if goes_on:
-        run.progress = run.checkpointer.restore()
-        evaluated = run.progress.evaluated_step
-        epoch, batch = evaluated // run.steps_per_epoch, run.progress.step - evaluated
-        display.say(f"Continuing {run.directory.path} at epoch {epoch + 1}, batch {batch + 1}.")
-    elif config.resume:
-        display.say(f"{run.directory.last} is not there yet: the run starts fresh.")
+def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
+    """Says what the run is, records its settings, and plans its steps."""
+    config, display, progress = run.config, run.display, run.progress
+    for note in notes:
+        display.say(note)
     environment = describe_environment(run.machine)
     run.machine.ask_main_process(lambda: run.directory.write_settings(config, environment, run.source.split))
     display.say(str(run))
-    if not goes_on:
-        display.say(run.machine.ask_main_process(lambda: first_look(run.source)))
-    run.began_s = time.monotonic() - run.progress.elapsed_s
+    if goes_on:
+        display.say(f"Continuing {run.directory.path} at step {progress.step + 1} of {progress.plan.num_steps}.")
+    else:
+        if config.resume:
+            display.say(f"{run.directory.last} is not there yet: the run starts fresh.")
+        speed = measure_speed(run.learner, run.rehearsal_batches(), num_processes=run.machine.world_size)
+        num_val = len(run.source.val)
+        progress.plan = run.machine.ask_main_process(
+            lambda: make_plan(
+                config,
+                speed,
+                num_val=num_val,
+                steps_per_epoch=run.steps_per_epoch,
+                on_cpu=run.machine.device.type == "cpu",
+            )
+        )
+        display.say(expectation(progress.plan, speed, networks=1 + config.model_ema, num_val=num_val))
+    run.learner.schedule_steps(progress.plan.num_steps, done=progress.step)
+    run.began_s = time.monotonic() - progress.elapsed_s
     run.machine.ask_main_process(lambda: _open_trackers(run))
 
 
@@ -201,12 +293,14 @@ def _make_loaders(
     display: Display,
     source: Source,
     batches: EpochBatches,
+    val_batches: EvaluationBatches,
     data_config: dict[str, Any],
 ) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
     """The loaders of training and of validation images."""
     crop, transform = train_transform(
         data_config,
         crop_padding=config.crop_padding,
+        affine=config.affine,
         scale=config.scale,
         ratio=config.ratio,
         hflip=config.hflip,
@@ -225,12 +319,11 @@ def _make_loaders(
         workers=config.workers,
         pin_memory=machine.device.type == "cuda",
     )
-    val_loader = evaluation_loader(
-        val,
-        data_config,
-        batch_size=max(1, config.batch_size // machine.world_size),
-        machine=machine,
+    val_loader = make_loader(
+        DrawnImages(val, eval_transform(data_config)),
+        val_batches,
         workers=config.workers,
+        pin_memory=machine.device.type == "cuda",
     )
     return train_loader, val_loader
 

@@ -1,19 +1,20 @@
 """`t2t-vit train` and `transfer`: builds a run, trains, and sums it up."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from t2t_vit.errors import UserError
 from t2t_vit.options import configure
 from t2t_vit.pictures.report import RunSummary, write_report
 from t2t_vit.runtime.console import format_duration
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.machine import one_of_several
-from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.config import ReportConfig, TrainConfig
 from t2t_vit.training.loop import fit
-from t2t_vit.training.progress import top1_of
 from t2t_vit.training.recipes import RECIPES
 from t2t_vit.training.settings import refuse_unavailable
 from t2t_vit.training.setup import Run, rate_in_words, setup
@@ -76,49 +77,69 @@ def run_training(config: TrainConfig) -> TrainResult:
     try:
         fit(run)
     finally:
-        run.trackers.close(finished=_is_finished(run))
-    if _is_finished(run):
-        _report(run)
-    return _sum_up(run)
-
-
-def _is_finished(run: Run) -> bool:
-    return run.progress.evaluated_step == run.num_steps
+        run.trackers.close(finished=run.is_finished())
+    result = _sum_up(run)
+    _report(run)
+    return result
 
 
 def _report(run: Run) -> None:
-    best = run.progress.best()
-    assert best is not None
+    """Writes the report of the best weights so far, if there are any."""
+    best, directory = run.progress.best, run.directory
+    if best is None:
+        return
+    run.val_batches.choose(range(len(run.source.val)))
     summary = RunSummary(
         title=f"{run.model_name} on {run.source.name}",
         about=str(run),
         metrics=run.progress.metrics,
-        best_epoch=best["epoch"],
+        best_epoch=best.epoch,
         images=run.source.val,
         class_names=run.source.class_names,
     )
-    directory = run.directory
     write_report(directory.report, directory.best, run.val_loader, summary, machine=run.machine, display=run.display)
 
 
 def _sum_up(run: Run) -> TrainResult:
     """Says how the run went, and returns its result."""
     progress, say = run.progress, run.display.say
-    best = progress.best()
-    top1 = top1_of(best) if best else 0.0
+    best = progress.best
     if progress.unreadable:
         say(f"{len(progress.unreadable)} training images could not be read and were left out.")
     if progress.bad_steps:
         steps = "1 step was" if progress.bad_steps == 1 else f"{progress.bad_steps} steps were"
         say(f"{steps} skipped; see {run.directory.bad_steps}.")
+    if progress.step and progress.bad_steps == progress.step:
+        raise UserError(
+            f"No step had a finite loss, so that nothing was learnt. Look at the images in {run.directory.bad_steps}; "
+            "lower --lr, set --clip-grad 1, or use --no-amp, in another --output."
+        )
     interrupted = None
-    if not _is_finished(run):
+    if not run.is_finished():
         interrupted = run.interruption.exit_code()
-        where = "saved; " if run.checkpointer.saved else "not saved: what came after the last checkpoint is lost; "
-        say(f"Stopped and {where}--resume with --output {run.directory.path} goes on from there.")
+        where = "saved" if run.checkpointer.saved else "not saved: what came after the last checkpoint is lost"
+        say(f"Stopped and {where}. To go on: {go_on_command(run)}")
     elif best:
         say(
-            f"best top-1 {top1:.2f} % in epoch {best['epoch'] + 1}; {format_duration(progress.elapsed_s)} in all; "
-            f"{run.directory.best}"
+            f"best top-1 {best.top1:.2f} % on {best.num_images:,} images: the {best.weights} of step {best.step}; "
+            f"{format_duration(progress.elapsed_s)} in all; {run.directory.best}"
         )
+    top1 = best.top1 if best else 0.0
     return TrainResult(run.directory.path, progress.metrics, top1, progress.elapsed_s, interrupted)
+
+
+@one_of_several()
+def report_command(config: ReportConfig) -> None:
+    """Writes the report of a run, finished or not.
+
+    Raises:
+        UserError: the folder holds no run, or the run's data are not there.
+    """
+    if not (Path(config.run) / "last.pt").exists():
+        raise UserError(f"{config.run} holds no run: expected a folder with last.pt, as t2t-vit train leaves it.")
+    _report(setup(configure(TrainConfig, output=config.run, resume=True, log_to=None, device=config.device)))
+
+
+def go_on_command(run: Run) -> str:
+    """A command to paste that continues the run."""
+    return f"t2t-vit train --resume --output {shlex.quote(str(run.directory.path))}"

@@ -1,0 +1,138 @@
+"""How long a run trains, and when it is evaluated: from steps, epochs or time, and from how fast the machine is."""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from t2t_vit.data.loading import Batch
+from t2t_vit.runtime.console import format_duration
+from t2t_vit.training.config import TrainConfig, parse_duration
+from t2t_vit.training.learner import Learner
+
+PASSES, FEWEST_STEPS = 100, 600
+"""What a run takes where nobody says: so many passes over the images, and at least so many steps."""
+CPU_LIMIT_S = 30 * 60
+"""The longest that a run takes on a CPU where nobody says."""
+NUM_EVALUATIONS = 20
+"""Evaluations that a learning curve wants."""
+FEWEST_EVALUATED = 500
+"""Images of an evaluation below which it is better to evaluate less often."""
+NUM_REHEARSED, IMAGES_ON_CPU = 3, 16
+"""Steps on which the speed is measured, and images of them that stand for the whole batch on a CPU."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast the machine is, as measured before the first step.
+
+    Attributes:
+        step_s: seconds of a training step, the wait for its images included.
+        image_s: seconds of evaluating one image by one network, over all processes.
+    """
+
+    step_s: float
+    image_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run trains, and when it is evaluated. A checkpoint keeps the plan, so that a resumed run follows it.
+
+    Attributes:
+        num_steps: steps of the whole run.
+        eval_every: steps between evaluations.
+        eval_images: validation images of the evaluations in between; the last one takes them all.
+        is_estimate: whether the number of steps follows from a time limit, and is corrected once on the way.
+        limit_s: the time limit, None without one.
+        final_s: time that the last evaluation and the report take.
+    """
+
+    num_steps: int
+    eval_every: int
+    eval_images: int
+    is_estimate: bool = False
+    limit_s: float | None = None
+    final_s: float = 0.0
+
+    @property
+    def correction_step(self) -> int:
+        """The step at which an estimate is corrected: a fifth of the run, which tells more than its first steps."""
+        return max(1, self.num_steps // 5)
+
+    def corrected(self, *, step: int, elapsed_s: float) -> "Plan":
+        """The plan with the steps that the time limit has room for, as the steps so far took `elapsed_s`."""
+        assert self.limit_s is not None
+        left = int(max(0.0, self.limit_s - self.final_s - elapsed_s) / (elapsed_s / step))
+        return replace(self, num_steps=step + max(1, left), is_estimate=False)
+
+
+def make_plan(config: TrainConfig, speed: Speed, *, num_val: int, steps_per_epoch: int, on_cpu: bool) -> Plan:
+    """The plan of a run that starts now.
+
+    The steps are those of --steps, of --epochs, or as many as --max-time has room for. Where none is given, they are
+    `PASSES` over the images and at least `FEWEST_STEPS`; on a CPU as many as fit into `CPU_LIMIT_S`, if that is fewer.
+    """
+    limit_s = parse_duration(config.max_time) if config.max_time else None
+    wanted = config.steps or (config.epochs or 0) * steps_per_epoch
+    if not wanted and limit_s is None:
+        wanted = max(FEWEST_STEPS, PASSES * steps_per_epoch)
+        limit_s = CPU_LIMIT_S if on_cpu else None
+    networks = 2 if config.model_ema else 1
+    final_s = (networks + 2) * num_val * speed.image_s  # the last evaluation, that of the best weights, and the report
+    steps, is_estimate = wanted, False
+    if limit_s is not None:
+        fitting = max(1, int((limit_s - final_s) / (1 + (config.eval_share or 0)) / speed.step_s))
+        steps, is_estimate = min(wanted or fitting, fitting), not wanted or fitting < wanted
+    every, images = _evaluations(config, speed, steps, steps_per_epoch, num_val, networks)
+    return Plan(steps, every, images, is_estimate, limit_s if is_estimate else None, final_s)
+
+
+def _evaluations(
+    config: TrainConfig, speed: Speed, steps: int, steps_per_epoch: int, num_val: int, networks: int
+) -> tuple[int, int]:
+    """Steps between evaluations, and their images, so that they take at most `eval_share` of the time.
+
+    All images where that leaves `NUM_EVALUATIONS` or one an epoch; else a part of them, of `FEWEST_EVALUATED` at least;
+    else fewer evaluations.
+    """
+    if config.eval_every is not None:
+        return config.eval_every, num_val
+    if config.eval_share == 1:
+        return steps_per_epoch, num_val
+    time_s = config.eval_share / (1 - config.eval_share) * steps * speed.step_s
+    affordable = time_s / (networks * speed.image_s)  # images, over the whole run
+    most = max(1, math.ceil(steps / steps_per_epoch))  # never more often than once an epoch
+    images = min(num_val, max(FEWEST_EVALUATED, int(affordable / min(NUM_EVALUATIONS, most))))
+    times = max(1, min(most, int(affordable / images)))
+    return steps_per_epoch * math.ceil(math.ceil(steps / times) / steps_per_epoch), images
+
+
+def measure_speed(learner: Learner, batches: Iterable[Batch], *, num_processes: int) -> Speed:
+    """Measures the speed on the last of some batches, without a trace in the weights. Those before warm up.
+
+    On a CPU a part of a batch stands for the whole, so that a large network does not keep anybody waiting.
+    """
+    device = learner.machine.device
+    wait_s, step_s, image_s = 0.0, 0.0, 0.0
+    since = time.monotonic()
+    for batch in batches:
+        wait_s = time.monotonic() - since
+        size = min(len(batch.images), IMAGES_ON_CPU) if device.type == "cpu" else len(batch.images)
+        part = batch._replace(images=batch.images[:size], targets=batch.targets[:size])
+        step_s = learner.rehearse(part) * len(batch.images) / max(size, 1)
+        image_s = learner.time_evaluation(part) / max(size, 1)
+        since = time.monotonic()
+    slowest = [max(seconds) for seconds in zip(*learner.machine.gather((wait_s + step_s, image_s)), strict=True)]
+    return Speed(slowest[0], slowest[1] / num_processes)
+
+
+def expectation(plan: Plan, speed: Speed, *, networks: int, num_val: int) -> str:
+    """The line before the first step: how long the run is going to take, and what for."""
+    evaluated = plan.num_steps // plan.eval_every * networks * plan.eval_images + (networks + 2) * num_val
+    seconds = plan.num_steps * speed.step_s + evaluated * speed.image_s
+    part = f"{plan.eval_images:,} of {num_val:,} validation images" if plan.eval_images < num_val else "evaluation"
+    return (
+        f"expected: {format_duration(seconds)} for {plan.num_steps:,} steps of {speed.step_s:.2g} s, "
+        f"{part} every {plan.eval_every:,} steps"
+    )

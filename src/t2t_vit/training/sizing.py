@@ -1,0 +1,199 @@
+"""What the recipe `small` leaves open and the images and the machine decide, with a line for each choice."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.models import get_model_input_config
+from torch import nn
+
+from t2t_vit.data.images import ImageSet, UnreadableImage
+from t2t_vit.runtime.machine import Machine
+from t2t_vit.training.config import TrainConfig
+
+NUM_SIZES = 48
+"""Images whose size is looked at."""
+BATCH_SIZE = 64
+LARGER_BATCHES = (512, 256, 128)
+MIN_STEPS_PER_EPOCH = 20
+"""Steps of an epoch below which a larger batch saves nothing."""
+NUM_COPIES, COPY_PX, NUM_FOLDS = 1000, 16, 4
+CLEARLY = 3.0
+"""Standard errors by which mirrored images must be harder to tell than the images themselves."""
+
+
+def choose(config: TrainConfig, images: ImageSet, *, on_cpu: bool, processes: int = 1) -> tuple[TrainConfig, list[str]]:
+    """Fills in the settings that are left open.
+
+    Args:
+        config: model, image size, batch size and flips are chosen where they are None.
+        images: the training images.
+        on_cpu: whether the run has no GPU, so that hours are to be avoided.
+        processes: among which a batch is shared.
+
+    Returns:
+        The settings, and a sentence for each choice.
+    """
+    chosen: dict[str, Any] = {}
+    reasons: list[str] = []
+    if config.model is None:
+        height, width = typical_size(images)
+        side = min(height, width)
+        chosen["model"], size = model_for(side, len(images), on_cpu=on_cpu)
+        chosen["img_size"] = config.img_size or size
+        where = "a CPU" if on_cpu else "a GPU"
+        reasons.append(
+            f"{chosen['model']} at {_in_words(chosen['img_size'])} pixels, as the images are about {height} x {width} "
+            f"and there is {where} (--model, --img-size)"
+        )
+    if config.batch_size is None:
+        chosen["batch_size"] = max(processes, even_batch_size(len(images)) // processes * processes)
+        if chosen["batch_size"] != BATCH_SIZE:
+            reasons.append(f"batches of {chosen['batch_size']}, which share {len(images)} images evenly (--batch-size)")
+    if config.hflip is None:
+        straight, mirrored, num_images = mirror_test(images)
+        error = math.sqrt(max(straight * (1 - straight), 0.01) * 2 / max(num_images, 1))
+        differs = straight - mirrored > CLEARLY * error
+        chosen["hflip"] = 0.0 if differs else 0.5
+        if differs:
+            reasons.append(
+                f"no mirrored images, as a simple classifier knows {straight:.0%} of the images it has not seen, "
+                f"mirrored {mirrored:.0%} (--hflip)"
+            )
+    return dataclasses.replace(config, **chosen), reasons
+
+
+def model_for(side_px: int, num_images: int, *, on_cpu: bool) -> tuple[str, int]:
+    """The network and the size that it takes images at, by the images' shorter side.
+
+    On a CPU the paper's splits at 64 pixels leave 4 x 4 tokens, and train four times as fast as 8 x 8 (docs/log.md).
+    """
+    if on_cpu:
+        return ("t2t_vit_7", 64) if side_px <= 96 else ("t2t_vit_7", 128)
+    if side_px <= 40:
+        return "t2t_vit_7_32px", 32
+    if side_px <= 96:
+        return "t2t_vit_7_64px", 64
+    return ("t2t_vit_7", 224) if num_images < 20_000 else ("t2t_vit_14", 224)
+
+
+def even_batch_size(num_images: int) -> int:
+    """Up to `BATCH_SIZE` images, such that an epoch leaves none out where the images are few."""
+    batches = math.ceil(num_images / BATCH_SIZE)
+    return num_images // batches if batches <= 10 else BATCH_SIZE
+
+
+def enlarge_batch(config: TrainConfig, model: nn.Module, machine: Machine, num_images: int) -> tuple[TrainConfig, str]:
+    """The settings with the largest batch that a GPU has memory for and that leaves an epoch enough steps.
+
+    The learning rate grows with the square root of the batch, as suits AdamW (Malladi et al. 2022).
+
+    Args:
+        config: its batch is one that is small enough for the images.
+        model: the network, on the GPU.
+        machine: the GPU, and the processes that share a batch.
+        num_images: training images.
+
+    Returns:
+        The settings, and a sentence on the choice.
+    """
+    input_size = get_model_input_config(model)["input_size"]
+    assert config.batch_size is not None
+    size = config.batch_size
+    for larger in LARGER_BATCHES:
+        share = larger // machine.world_size
+        if num_images // larger >= MIN_STEPS_PER_EPOCH and _fits(model, (share, *input_size), machine):
+            size = larger
+            break
+    factor = math.sqrt(size / config.batch_size)
+    reason = f"batches of {size}, with the learning rate times {factor:.2g}, as the GPU has room (--batch-size, --lr)"
+    rates = {name: getattr(config, name) * factor for name in ("lr", "min_lr", "warmup_lr")}
+    return dataclasses.replace(config, batch_size=size, **rates), reason
+
+
+def _fits(model: nn.Module, shape: tuple[int, ...], machine: Machine) -> bool:
+    """Whether a step of such a batch fits into memory, and leaves a fifth of it."""
+    try:
+        with machine.autocast():
+            loss = model(torch.zeros(shape, device=machine.device)).float().sum()
+        loss.backward()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad()
+    used = torch.cuda.max_memory_allocated(machine.device)
+    total = torch.cuda.get_device_properties(machine.device).total_memory
+    torch.cuda.reset_peak_memory_stats(machine.device)
+    return used < 0.8 * total
+
+
+def too_few_tokens(name: str, model: nn.Module) -> str | None:
+    """The sentence for a grid of fewer than 4 x 4 tokens, which hold too little of an image; None for others."""
+    height, width = getattr(model, "grid_size", (4, 4))
+    if height * width >= 16:
+        return None
+    preset = "t2t_vit_7_32px" if max(getattr(model, "img_size", (64, 64))) <= 40 else "t2t_vit_7_64px"
+    return f"{name} makes {height} x {width} tokens of such images: --model {preset} makes 8 x 8, or give --img-size"
+
+
+def typical_size(images: ImageSet) -> tuple[int, int]:
+    """The median height and width of some of the images, in pixels."""
+    sizes = [(image.height, image.width) for image in _some(images, NUM_SIZES)]
+    height, width = np.median(sizes, axis=0) if sizes else (224, 224)
+    return int(height), int(width)
+
+
+def mirror_test(images: ImageSet) -> tuple[float, float, int]:
+    """How well a linear classifier tells images that it was not fitted on, and the same images mirrored.
+
+    Digits and letters look like others when they are mirrored, or like none; most photographs do not.
+
+    Returns:
+        Both accuracies, from 0 to 1, over folds, and the number of images.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(images))[:NUM_COPIES]
+    copies, labels = [], []
+    for row in rows.tolist():
+        try:
+            small = images.load(row).convert("RGB").resize((COPY_PX, COPY_PX), Image.Resampling.BOX)
+        except UnreadableImage:
+            continue
+        copies.append(np.asarray(small, dtype=np.float32) / 255)
+        labels.append(images.labels[row])
+    if len(copies) < 2 * NUM_FOLDS:
+        return 0.0, 0.0, 0
+    x, y = np.stack(copies), np.array(labels)
+    flat, mirrored = x.reshape(len(x), -1), x[:, :, ::-1].reshape(len(x), -1)
+    targets = np.eye(int(y.max()) + 1, dtype=np.float32)[y] * 2 - 1
+    right = np.zeros(2)
+    for fold in range(NUM_FOLDS):
+        held_out = np.arange(len(x)) % NUM_FOLDS == fold
+        mean, target_mean = flat[~held_out].mean(axis=0), targets[~held_out].mean(axis=0)
+        centred = flat[~held_out] - mean
+        # Ridge regression by the images' products, which are fewer than the pixels'.
+        products = centred @ centred.T
+        products[np.diag_indices_from(products)] += 10.0
+        weights = centred.T @ np.linalg.solve(products, targets[~held_out] - target_mean)
+        for side, copies_of in enumerate((flat, mirrored)):
+            scores = (copies_of[held_out] - mean) @ weights + target_mean
+            right[side] += (scores.argmax(axis=1) == y[held_out]).sum()
+    straight, turned = (right / len(x)).tolist()
+    return straight, turned, len(x)
+
+
+def _some(images: ImageSet, count: int) -> Iterable[Image.Image]:
+    for row in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+        try:
+            yield images.load(row)
+        except UnreadableImage:
+            continue
+
+
+def _in_words(size: int | tuple[int, int]) -> str:
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width}"

@@ -1,0 +1,93 @@
+"""What is chosen for the images and the machine."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from t2t_vit.data.images import array_images
+from t2t_vit.options import configure
+from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.sizing import choose, even_batch_size, mirror_test, model_for, too_few_tokens, typical_size
+
+
+def images_of(side, count=40, classes=2):
+    """Noise; of class 0 with a bright left half, of class 1 with a bright top, which a mirror does not move."""
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 80, (count, side, side), dtype=np.uint8)
+    labels = [row % classes for row in range(count)]
+    for array, label in zip(arrays, labels, strict=True):
+        (array[:, : side // 2] if label == 0 else array[: side // 2])[:] += 120
+    return array_images(arrays, [f"{row}.png" for row in range(count)], labels)
+
+
+def small(**settings):
+    return configure(TrainConfig, data="folder", **settings)
+
+
+def test_small_images_get_a_small_network_and_what_was_given_stays():
+    config, reasons = choose(small(), images_of(28), on_cpu=True)
+    assert (config.model, config.img_size, config.batch_size) == ("t2t_vit_7", 64, 40)
+    assert "t2t_vit_7 at 64 x 64 pixels, as the images are about 28 x 28 and there is a CPU" in reasons[0]
+    given = small(model="t2t_vit_10", img_size=48, batch_size=16, hflip=0.1)
+    assert choose(given, images_of(28), on_cpu=True) == (given, [])
+
+
+def test_a_batch_is_shared_by_the_processes():
+    config, _ = choose(small(), images_of(28, count=41), on_cpu=True, processes=2)
+    assert config.batch_size == 40
+
+
+@pytest.mark.parametrize(
+    ("side", "num_images", "on_cpu", "expected"),
+    [
+        (28, 100, True, ("t2t_vit_7", 64)),
+        (28, 100, False, ("t2t_vit_7_32px", 32)),
+        (64, 1800, False, ("t2t_vit_7_64px", 64)),
+        (500, 1800, True, ("t2t_vit_7", 128)),
+        (500, 1800, False, ("t2t_vit_7", 224)),
+        (500, 200_000, False, ("t2t_vit_14", 224)),
+    ],
+)
+def test_networks_follow_size_number_and_machine(side, num_images, on_cpu, expected):
+    assert model_for(side, num_images, on_cpu=on_cpu) == expected
+
+
+@pytest.mark.parametrize(("num_images", "size"), [(1, 1), (50, 50), (100, 50), (130, 43), (1800, 64)])
+def test_few_images_are_shared_evenly(num_images, size):
+    assert even_batch_size(num_images) == size
+
+
+def test_digits_are_not_mirrored_and_what_a_mirror_hardly_changes_is():
+    digits = load_digits()
+    arrays = np.round(digits.images * (255 / 16)).astype(np.uint8)[:300]
+    images = array_images(arrays, [str(row) for row in range(300)], digits.target[:300].tolist())
+    straight, mirrored, count = mirror_test(images)
+    assert count == 300
+    assert straight > 0.8
+    assert mirrored < 0.5
+    config, reasons = choose(small(model="t2t_vit_7", batch_size=8), images, on_cpu=True)
+    assert config.hflip == 0.0
+    assert reasons[0].startswith("no mirrored images, as a simple classifier knows")
+
+    rows = np.random.default_rng(0).integers(0, 80, (60, 16, 16), dtype=np.uint8)
+    for row, array in enumerate(rows):
+        (array[:8] if row % 2 else array[8:])[:] += 120  # above or below
+    symmetric = array_images(rows, [str(row) for row in range(60)], [row % 2 for row in range(60)])
+    config, reasons = choose(small(model="t2t_vit_7", batch_size=8), symmetric, on_cpu=True)
+    assert (config.hflip, reasons) == (0.5, [])
+
+
+def test_the_typical_size_is_the_median():
+    assert typical_size(images_of(20)) == (20, 20)
+
+
+def test_few_tokens_are_told_with_the_better_preset():
+    import t2t_vit
+
+    few = t2t_vit.create_model("t2t_vit_7", img_size=32, num_classes=2)
+    assert too_few_tokens("t2t_vit_7", few) == (
+        "t2t_vit_7 makes 2 x 2 tokens of such images: --model t2t_vit_7_32px makes 8 x 8, or give --img-size"
+    )
+    assert too_few_tokens("t2t_vit_7", t2t_vit.create_model("t2t_vit_7", img_size=64)) is None
+    assert too_few_tokens("resnet", torch.nn.Linear(2, 2)) is None
