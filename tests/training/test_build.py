@@ -247,9 +247,12 @@ def test_model_and_size_are_the_checkpoint_s(cls, tmp_path):
     assert (config.model, config.img_size) == ("t2t_vit_7", 384)
     imagenet = configure(cls, **settings, recipe="imagenet")
     assert imagenet.lr == configure(TrainConfig, data="x", recipe="imagenet", model="t2t_vit_7").lr
-    torch.save(torch.load(path)["state_dict"], path)  # which tells neither, but by its shapes
+    write_ours(path, CLASSES, in_chans=4)
+    config = configure(cls, **settings)
+    assert (config.in_chans, config.aa, config.color_jitter) == (4, None, None)
+    torch.save(torch.load(path)["state_dict"], path)  # whose shapes tell it
     config = configure(cls, data="pets", checkpoint=str(path), model="T2T-ViT-7")
-    assert (config.model, config.img_size) == ("T2T-ViT-7", None)
+    assert (config.model, config.img_size, config.in_chans) == ("T2T-ViT-7", 32, 4)
 
 
 @pytest.fixture

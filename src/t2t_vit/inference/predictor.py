@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
-from t2t_vit.data.images import ImageSet, UnreadableImage, read_image
+from t2t_vit.data.images import ImageSet, UnreadableImage, convert_image, read_image
 from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loader
+from t2t_vit.data.pixels import RGB, Picture, PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import Checkpoint
@@ -56,6 +57,7 @@ class Predictor:
         device: a torch device, or "auto" for the GPU where there is one.
         amp: half precision; None takes it where the hardware is quicker at it.
         machine: what `find_machine` returned, instead of `device` and `amp`.
+        background: the colour behind transparent pixels; by default the checkpoint's, else white.
         data_config: timm's data configuration; by default the checkpoint's, else the network's.
         class_names: by default the checkpoint's, else ImageNet's for a network of that many classes, else numbers.
         build: arguments of `load_model` for a checkpoint, such as `use_ema` or `img_size`.
@@ -74,6 +76,7 @@ class Predictor:
         device: str = "auto",
         amp: bool | None = False,
         machine: Machine | None = None,
+        background: str | None = None,
         data_config: dict[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
         **build: Any,
@@ -93,6 +96,8 @@ class Predictor:
         if data_config is None:
             known = self.checkpoint.data_config or {}
             data_config = data_config_of(self.network, img_size=build.get("img_size"), **known)
+        if background is not None:
+            data_config = {**data_config, "background": background}
         self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
         self.class_names = tuple(class_names or self.checkpoint.class_names or _published_class_names(self.network))
 
@@ -205,7 +210,7 @@ def evaluation_loader(
 ) -> "DataLoader[Batch]":
     """Every image once, over all processes, resized and cropped as the data configuration says."""
     return make_loader(
-        DrawnImages(images, eval_transform(data_config)),
+        DrawnImages(images.in_format(PixelFormat.of(data_config)), eval_transform(data_config)),
         EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",
@@ -223,18 +228,25 @@ def _image_set(images: Sequence[ImageOrPath]) -> ImageSet:
         getattr(image, "filename", "") or f"image {row}" if isinstance(image, Image.Image) else os.fspath(image)
         for row, image in enumerate(images)
     ]
-    return ImageSet(names, [0] * len(names), partial(_load, images))
+    return ImageSet(names, [0] * len(names), partial(_load, images, names))
 
 
-def _load(images: Sequence[ImageOrPath], row: int, crop: Crop | None = None) -> Image.Image:
+def _load(
+    images: Sequence[ImageOrPath],
+    names: Sequence[str],
+    row: int,
+    crop: Crop | None = None,
+    *,
+    format: PixelFormat = RGB,
+) -> Picture:
     image = images[row]
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return convert_image(image, name=names[row], format=format)
     path = os.fspath(image)
     if not is_url(path):
-        return read_image(path, crop)
+        return read_image(path, crop, format=format)
     try:
         content = read_url(path)
     except UserError as error:
         raise UnreadableImage(path, str(error)) from error
-    return read_image(BytesIO(content), crop, name=path)
+    return read_image(BytesIO(content), crop, name=path, format=format)

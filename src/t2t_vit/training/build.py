@@ -44,9 +44,10 @@ def build_network(
     Raises:
         UserError: for an image size or a checkpoint that does not fit.
     """
+    channels = {} if config.in_chans == 3 else {"in_chans": config.in_chans}
     size = {"img_size": config.img_size and to_2tuple(config.img_size)}
     resolved = resolve_model_input_args(name, size, num_classes=len(class_names))
-    model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved}
+    model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved} | channels
     is_timms, pretrained = variant_of(name) is None, config.pretrained and not goes_on
     model = _create(config, name, pretrained=pretrained and is_timms, **model_args)
     if config.img_size and is_timms:
@@ -156,11 +157,11 @@ def _build_teacher(config: TrainConfig, student: nn.Module, class_names: Sequenc
     teacher: Any
     theirs = None
     if config.teacher_checkpoint:
-        teacher, checkpoint = load_model(config.teacher_checkpoint, model=config.teacher)
+        teacher, checkpoint = load_model(config.teacher_checkpoint, model=config.teacher, in_chans=config.in_chans)
         theirs = checkpoint.class_names
     else:
         try:
-            teacher = create_model(config.teacher, pretrained=True)
+            teacher = create_model(config.teacher, pretrained=True, in_chans=config.in_chans)
         except (RuntimeError, OSError) as error:  # there are none, or no network
             raise UserError(
                 f"The teacher {config.teacher} comes without weights: {error}. Give them with --teacher-checkpoint."

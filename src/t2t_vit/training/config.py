@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from t2t_vit.data.config import DATA_DIR_HELP, DATA_HELP, SOURCES, VAL_FRACTION_HELP
+from t2t_vit.data.config import (
+    BACKGROUND_HELP,
+    DATA_DIR_HELP,
+    DATA_HELP,
+    IN_CHANS_HELP,
+    SOURCES,
+    VAL_FRACTION_HELP,
+)
 from t2t_vit.errors import UserError
 from t2t_vit.options import URLS, Settings, argument, missing, option, read_settings
 from t2t_vit.training.recipes import RECIPES, recipe_for
@@ -32,6 +39,8 @@ class TrainConfig(Settings):
         "side, or height and width, of the images in pixels; by default the checkpoint's, chosen, or the model's own",
         at_least=1,
     )
+    in_chans: int = option(3, IN_CHANS_HELP, at_least=1)
+    background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     checkpoint: str | None = option(
@@ -170,10 +179,13 @@ class TrainConfig(Settings):
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Values for what the user left open: the recipe's, or those that a run to be resumed was started with.
 
-        The model and its image size are the checkpoint's, unless a recipe that the user chose has a size for it.
+        Model, image size and channels are the checkpoint's, unless a recipe that the user chose has a size for it.
         """
-        start = {name: value for name, value in _settings_of(given).items() if hasattr(cls, name)}
-        values = recipe_for(given.get("recipe", cls.recipe), given={**start, **given})  # cls.recipe is the default
+        start = _settings_of(given)
+        known = {**start, **given}
+        values = recipe_for(given.get("recipe", cls.recipe), given=known)  # cls.recipe is the default of the field
+        if known.get("in_chans", 3) not in (1, 3):
+            values |= {"aa": None, "color_jitter": None}  # they know colours, and nothing of other channels
         if "recipe" in given and "img_size" in values:
             start.pop("img_size", None)
         values |= {"pretrained": "." in (given.get("model") or "") and "checkpoint" not in given, **start}
@@ -201,7 +213,9 @@ class TrainConfig(Settings):
                 f"--warmup-epochs {self.warmup_epochs} and --cooldown-epochs {self.cooldown_epochs} "
                 f"leave none of --epochs {self.epochs} between them."
             )
-        if "color_jitter" in self.changed and "3a" not in (self.aa or "3a"):
+        if self.in_chans not in (1, 3) and (self.aa or self.color_jitter):
+            yield f"--aa and --color-jitter change colours, and have no effect on --in-chans {self.in_chans}."
+        elif "color_jitter" in self.changed and "3a" not in (self.aa or "3a"):
             yield f"--color-jitter has no effect beside --aa {self.aa}."
 
     @property
