@@ -100,6 +100,7 @@ def test_table_and_picture(data, trained, tmp_path, capsys, monkeypatch):
     assert [(row["model"], float(row["top1_percent"]), float(row["seconds"])) for row in rows] == [
         (MODELS[0], 51.0, 12.5), (MODELS[1], 52.0, 12.5),
     ]  # fmt: skip
+    assert [row["img_size"] for row in rows] == ["32x32", "32x32"]
     # One block, two classes and 32 pixels, as in the checkpoint, not the seven of the model's name.
     assert int(rows[0]["parameters"]) < describe(MODELS[0]).parameters / 3
     assert int(rows[0]["macs"]) > int(rows[1]["macs"]) > 0
@@ -113,7 +114,7 @@ def test_table_and_picture(data, trained, tmp_path, capsys, monkeypatch):
     assert [np.asarray(sample.image).mean() < 100 for sample in drawn["samples"]] == [True, True, False, False]
 
     printed = capsys.readouterr().out
-    assert [line.split()[:2] for line in printed.splitlines() if "32px " in line] == [["t2t_vit_7_32px", "51.00"]]
+    assert [line.split()[:3] for line in printed.splitlines() if "32px " in line] == [["t2t_vit_7_32px", "51.00", "32"]]
     assert str(tmp_path / "out" / "comparison.csv") in printed
     assert str(tmp_path / "out" / "comparison.png") in printed
 
