@@ -178,6 +178,7 @@ def test_python_runs_and_prints_what_is_shown(document, released_files, monkeypa
     run_python(document.read_text(), document.name)
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_its_network_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random.seed(0)
