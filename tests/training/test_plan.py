@@ -66,6 +66,8 @@ def test_time_is_turned_into_steps_with_room_for_the_evaluations():
     slower = plan.corrected(step=half, elapsed_s=72)  # as quick as that, 24 s are left
     assert slower.num_steps == half + half // 3
     assert not slower.is_estimate
+    limited = plan_of(max_time=None, steps_per_epoch=300, speed=Speed(0.4, 0.01))
+    assert limited.corrected(step=100, elapsed_s=1).num_steps == limited.wanted == 30_000
 
 
 @pytest.mark.parametrize("num_val", [20, 2000, 100_000])
@@ -119,6 +121,8 @@ def test_patience_ends_a_run_that_gets_no_better(tiny_config, capsys):
     assert result.interrupted is None
     assert "stopped early: 2 evaluations in a row were no better than step 3" in capsys.readouterr().out
     assert (result.output / "report.html").exists()
+    again = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2, resume=True))
+    assert again.metrics == result.metrics  # it does not train on
 
 
 def test_a_time_limit_becomes_steps_that_a_resumed_run_keeps(tiny_config, monkeypatch):

@@ -51,11 +51,11 @@ def fit(run: Run) -> None:
             memory_gb = peak_bytes(run.machine.device) / 2**30
             progress.add_row({**row, **timing, "memory_gb": memory_gb, "elapsed_s": run.elapsed_s()})
             progress.best = best
+            if run.stop_early():
+                continue  # the last evaluation is repeated on all images
             run.save(evaluated=True)
             run.display.say(progress_line(run))
             run.trackers.log(progress.metrics[-1])
-            if run.stop_early():
-                continue
             if run.interruption.in_any_process():
                 return
 

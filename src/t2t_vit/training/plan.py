@@ -46,6 +46,7 @@ class Plan:
         eval_images: validation images of the evaluations in between; the last one takes them all.
         is_estimate: whether the number of steps follows from a time limit, and is corrected once on the way.
         limit_s: the time limit, None without one.
+        wanted: steps that the run takes if the time allows, None for as many as it allows.
         final_s: time that the last evaluation and the report take.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     eval_images: int
     is_estimate: bool = False
     limit_s: float | None = None
+    wanted: int | None = None
     final_s: float = 0.0
 
     @property
@@ -65,7 +67,8 @@ class Plan:
         """The plan with the steps that the time limit has room for, as the steps so far took `elapsed_s`."""
         assert self.limit_s is not None
         left = int(max(0.0, self.limit_s - self.final_s - elapsed_s) / (elapsed_s / step))
-        return replace(self, num_steps=step + max(1, left), is_estimate=False)
+        steps = step + max(1, left)
+        return replace(self, num_steps=min(steps, self.wanted or steps), is_estimate=False)
 
 
 def make_plan(config: TrainConfig, speed: Speed, *, num_val: int, steps_per_epoch: int, on_cpu: bool) -> Plan:
@@ -84,9 +87,9 @@ def make_plan(config: TrainConfig, speed: Speed, *, num_val: int, steps_per_epoc
     steps, is_estimate = wanted, False
     if limit_s is not None:
         fitting = max(1, int((limit_s - final_s) / (1 + (config.eval_share or 0)) / speed.step_s))
-        steps, is_estimate = min(wanted or fitting, fitting), not wanted or fitting < wanted
+        steps, is_estimate = min(wanted or fitting, fitting), True
     every, images = _evaluations(config, speed, steps, steps_per_epoch, num_val, networks)
-    return Plan(steps, every, images, is_estimate, limit_s if is_estimate else None, final_s)
+    return Plan(steps, every, images, is_estimate, limit_s, wanted or None, final_s)
 
 
 def _evaluations(

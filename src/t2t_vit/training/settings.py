@@ -14,7 +14,8 @@ from t2t_vit.runtime.files import plain
 from t2t_vit.training.config import TrainConfig, run_directory
 
 HARMLESS = (
-    "data_dir", "output", "resume", "show", "workers", "cache", "checkpoint_every", "checkpoint_hist", "log_to",
+    "data_dir", "device", "output", "resume", "show", "workers", "cache", "checkpoint_every", "checkpoint_hist",
+    "log_to",
 )  # fmt: skip
 """Settings that may change when a run is resumed."""
 INDIRECT = {"model": ("model",), "data": ("class_names", "split"), "amp": ("precision",), "amp_dtype": ("precision",)}

@@ -106,9 +106,11 @@ class Run:
         progress = self.progress
         if progress.plan.is_estimate and progress.step >= progress.plan.correction_step:
             elapsed_s = self.machine.ask_main_process(self.elapsed_s)
+            before = progress.plan.num_steps
             progress.plan = progress.plan.corrected(step=progress.step, elapsed_s=elapsed_s)
             self.learner.schedule_steps(progress.plan.num_steps, done=progress.step)
-            self.display.say(f"{progress.plan.num_steps:,} steps fit into the time, by what the first steps took")
+            if progress.plan.num_steps != before:
+                self.display.say(f"{progress.plan.num_steps:,} steps fit into the time, by what the first steps took")
 
     def stop_early(self) -> bool:
         """Ends the run here where patience is at its end. Returns whether the evaluation on all images is to come."""
@@ -120,7 +122,7 @@ class Run:
         self.display.say(
             f"stopped early: {since_best} evaluations in a row were no better than step {progress.best.step}"
         )
-        progress.plan = replace(progress.plan, num_steps=progress.step)
+        progress.plan = replace(progress.plan, num_steps=progress.step, is_estimate=False)
         if progress.plan.eval_images == len(self.source.val):
             return False
         progress.metrics.pop()
@@ -195,7 +197,7 @@ def setup(config: TrainConfig) -> Run:
         model.to(memory_format=torch.channels_last)
     if machine.device.type == "cuda" and is_open:
         config, reason = machine.ask_main_process(lambda: enlarge_batch(config, model, machine, len(source.train)))
-        notes.append(f"chosen: {reason}")
+        notes += [f"chosen: {reason}"] if reason else []
     assert config.batch_size is not None
     if warning := too_few_tokens(name, model):
         notes.append(f"warning: {warning}")

@@ -15,6 +15,7 @@ from t2t_vit.data.sources import Source
 from t2t_vit.data.statistics import typical_size
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.recipes import LEARNING_RATES
 
 BATCH_SIZE = 64
 LARGER_BATCHES = (512, 256, 128)
@@ -99,24 +100,28 @@ def enlarge_batch(config: TrainConfig, model: nn.Module, machine: Machine, num_i
         num_images: training images.
 
     Returns:
-        The settings, and a sentence on the choice.
+        The settings, and a sentence on the choice; an empty one where the batch stays.
     """
     input_size = get_model_input_config(model)["input_size"]
     assert config.batch_size is not None
     size = config.batch_size
-    for larger in LARGER_BATCHES:
+    for larger in (batch // (2 * machine.world_size) * 2 * machine.world_size for batch in LARGER_BATCHES):
         share = larger // machine.world_size
         if num_images // larger >= MIN_STEPS_PER_EPOCH and _fits(model, (share, *input_size), machine):
             size = larger
             break
+    if size == config.batch_size:
+        return config, ""
     factor = math.sqrt(size / config.batch_size)
     reason = f"batches of {size}, with the learning rate times {factor:.2g}, as the GPU has room (--batch-size, --lr)"
-    rates = {name: getattr(config, name) * factor for name in ("lr", "min_lr", "warmup_lr")}
+    rates = {name: getattr(config, name) * factor for name in LEARNING_RATES if name not in config.given}
     return dataclasses.replace(config, batch_size=size, **rates), reason
 
 
 def _fits(model: nn.Module, shape: tuple[int, ...], machine: Machine) -> bool:
     """Whether a step of such a batch fits into memory, and leaves a fifth of it."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    torch.cuda.reset_peak_memory_stats(machine.device)
     try:
         with machine.autocast():
             loss = model(torch.zeros(shape, device=machine.device)).float().sum()
@@ -125,9 +130,11 @@ def _fits(model: nn.Module, shape: tuple[int, ...], machine: Machine) -> bool:
         return False
     finally:
         model.zero_grad()
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
     used = torch.cuda.max_memory_allocated(machine.device)
     total = torch.cuda.get_device_properties(machine.device).total_memory
-    torch.cuda.reset_peak_memory_stats(machine.device)
     return used < 0.8 * total
 
 

@@ -6,18 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch.utils.data import DataLoader
 
+from t2t_vit.data.images import ImageSet
+from t2t_vit.data.loading import Batch
+from t2t_vit.data.pixels import PixelFormat
+from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
 from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.options import configure
 from t2t_vit.pictures.report import RunSummary, write_report
-from t2t_vit.runtime.console import format_duration
+from t2t_vit.runtime.console import Display, format_duration
 from t2t_vit.runtime.files import plain
-from t2t_vit.runtime.machine import one_of_several
+from t2t_vit.runtime.machine import find_machine, one_of_several
+from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.config import ReportConfig, TrainConfig
 from t2t_vit.training.loop import fit
+from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import RECIPES
+from t2t_vit.training.run_directory import RunDirectory
 from t2t_vit.training.settings import refuse_unavailable
 from t2t_vit.training.setup import Run, rate_in_words, setup
 
@@ -150,15 +158,40 @@ def _sum_up(run: Run, test: Accuracy | None) -> TrainResult:
 
 @one_of_several()
 def report_command(config: ReportConfig) -> None:
-    """Writes the report of a run, finished or not.
+    """Writes the report of a run, finished or not. Reads the run's files and changes nothing else in its folder.
 
     Raises:
-        UserError: the folder holds no run, or the run's data are not there.
+        UserError: the folder holds no run, nothing was evaluated yet, or the run's data are not there.
     """
-    if not (Path(config.run) / "last.pt").exists():
+    directory = RunDirectory(Path(config.run))
+    if not directory.last.exists():
         raise UserError(f"{config.run} holds no run: expected a folder with last.pt, as t2t-vit train leaves it.")
-    run = setup(configure(TrainConfig, output=config.run, resume=True, log_to=None, device=config.device))
-    _report(run, _test(run) if run.is_finished() else None)
+    progress = Progress.from_plain(read_training_state(directory.last)["progress"])
+    if progress.best is None:
+        raise UserError(f"The run in {config.run} has not been evaluated yet: there is nothing to report.")
+    settings = configure(TrainConfig, output=config.run, resume=True)
+    machine = find_machine(config.device, amp=settings.amp, amp_dtype=settings.amp_dtype)
+    display = Display(silent=not machine.is_main_process)
+    pixels = PixelFormat(settings.in_chans, settings.background)
+    source = open_source(settings.data, data_dir=settings.data_dir, val_fraction=settings.val_fraction, format=pixels)
+    predictor = Predictor(directory.best, machine=machine)
+
+    def loader_of(images: ImageSet) -> "DataLoader[Batch]":
+        return evaluation_loader(images, predictor.data_config, batch_size=64, machine=machine, workers=None)
+
+    test = None
+    if source.test is not None and progress.evaluated_step == progress.plan.num_steps:
+        test = measure_accuracy(predictor, loader_of(source.test), display, label="testing")
+    summary = RunSummary(
+        title=f"{settings.model} on {source.name}",
+        about=f"step {progress.step:,} of {progress.plan.num_steps:,}, {rate_in_words(settings)}\nrun directory {config.run}",
+        metrics=progress.metrics,
+        best=progress.best,
+        images=source.val,
+        class_names=source.class_names,
+        test=test,
+    )
+    write_report(directory.report, directory.best, loader_of(source.val), summary, machine=machine, display=display)
 
 
 def go_on_command(run: Run) -> str:
