@@ -182,9 +182,10 @@ def report_command(config: ReportConfig) -> None:
     test = None
     if source.test is not None and progress.evaluated_step == progress.plan.num_steps:
         test = measure_accuracy(predictor, loader_of(source.test), display, label="testing")
+    steps = f"step {progress.step:,} of {progress.plan.num_steps:,}"
     summary = RunSummary(
         title=f"{settings.model} on {source.name}",
-        about=f"step {progress.step:,} of {progress.plan.num_steps:,}, {rate_in_words(settings)}\nrun directory {config.run}",
+        about=f"{steps}, {rate_in_words(settings)}\nrun directory {config.run}",
         metrics=progress.metrics,
         best=progress.best,
         images=source.val,
