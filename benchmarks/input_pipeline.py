@@ -142,7 +142,8 @@ def ours(images: ImageSet, *, normalized: bool = False) -> Callable[[], Iterable
     dataset = DrawnImages(images, transform, crop=crop)
 
     def start() -> Iterable[Any]:
-        batches.set_epoch(next(epochs))
+        first = next(epochs) * batches.batches_per_epoch
+        batches.set_steps(first, first + batches.batches_per_epoch)
         loader = make_loader(dataset, batches, workers=0)
         return (batch._replace(images=NORMALIZE(batch.images)) for batch in loader) if normalized else loader
 

@@ -12,7 +12,9 @@ from t2t_vit.errors import UserError
 
 def _draw(path: Path, grey: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (4, 4), grey).save(path)
+    image = Image.new("L", (4, 4), grey)
+    image.putpixel((3, 3), 255)  # an image of one colour is warned of
+    image.save(path)
 
 
 def _class_folders(root: Path, **counts: int) -> Path:

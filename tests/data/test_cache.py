@@ -45,7 +45,7 @@ def test_what_is_loaded_is_the_same_to_the_last_bit(images, workers):
     memory = cached(images, crop)
     assert memory.in_memory
     for epoch in range(6):
-        batches.set_epoch(epoch)
+        batches.set_steps(epoch, epoch + 1)
         (expected,) = make_loader(DrawnImages(images, transform, crop=crop), batches, workers=0)
         (found,) = make_loader(DrawnImages(memory, transform, crop=crop), batches, workers=workers)
         assert torch.equal(found.images, expected.images)

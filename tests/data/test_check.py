@@ -1,18 +1,22 @@
 """The first look of training, the report, and the command that prints it."""
 
+import itertools
 import json
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from t2t_vit.data import check
 from t2t_vit.data.check import data_command, first_look, inspect_data
 from t2t_vit.data.config import DataConfig
 from t2t_vit.data.images import ImageSet
+from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.sources import open_source
 
 
@@ -38,12 +42,13 @@ def broken(tmp_path, class_folders):
 def test_digits_are_fit_for_training(digits):
     report = inspect_data(digits)
     assert report.warnings == []
-    assert str(report).splitlines()[:3] == [
+    assert str(report).splitlines()[:4] == [
         "digits: 10 classes, 1,437 images to train on, 360 to validate",
         "classes: the smallest is 8 with 139 training images, the largest 3 with 146, 1.1 times as many",
         "images: 1,663 sampled, 0 unreadable, 8 x 8 pixels on average",
+        "largest: digits/0000, 8 x 8 pixels",
     ]
-    assert "guessing finds 10 %" in str(report).splitlines()[3]
+    assert "guessing finds 10 %" in str(report).splitlines()[4]
     assert inspect_data(digits) == report
 
 
@@ -92,14 +97,11 @@ def test_twenty_classes_stand_for_more(class_folders, tmp_path):
     assert report.agreement.chance_percent == pytest.approx(100 / 20, abs=1)
 
 
-def test_time_runs_out_before_every_image_is_read(digits):
-    def slow(index, crop=None):
-        time.sleep(0.005)
-        return digits.train.load(index, crop)
-
-    train = ImageSet(digits.train.names, digits.train.labels, slow)
-    report = inspect_data(replace(digits, train=train), limit_s=0.2)
-    assert 100 < report.num_sampled < 1000
+def test_time_runs_out_before_every_image_is_read(digits, monkeypatch):
+    clock_s = itertools.count()
+    monkeypatch.setattr(check, "time", SimpleNamespace(monotonic=lambda: next(clock_s)))  # a second a look
+    report = inspect_data(digits, limit_s=800)
+    assert 300 < report.num_sampled < 800
     assert report.agreement is not None  # so few are a fair sample too
 
 
@@ -115,6 +117,56 @@ def test_unreadable_images_are_warned_of(broken, refusal):
         file.write_bytes(b"")
     source = open_source(str(broken))
     assert refusal(broken, lambda data: inspect_data(source)).startswith(f"None of 24 images of {broken} can be read: ")
+
+
+def test_large_constant_and_ignored_files_are_told(tmp_path, class_folders):
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        class_folders(tmp_path / part, cat=count, dog=count)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 300), dtype=np.uint8)).save(
+        tmp_path / "train/cat/2.jpg"
+    )
+    Image.new("RGB", (50, 60), (1, 2, 3)).save(tmp_path / "val/dog/1.png")
+    (tmp_path / "train/cat/notes.txt").touch()
+    report = inspect_data(open_source(str(tmp_path)))
+    assert report.largest == ("train/cat/2.jpg", 400, 300)  # though no more of it was decoded than needed
+    assert report.of_one_colour == ["val/dog/1.png"]
+    lines = str(report).splitlines()
+    assert lines[0].endswith("2 classes, 9 images to train on, 4 to validate, 6 to test")
+    assert "note: 1 files of other kinds are ignored: .txt 1" in lines
+    assert "largest: train/cat/2.jpg, 400 x 300 pixels" in lines
+    assert "warning: 1 of 13 sampled images have one colour all over: val/dog/1.png." in lines
+    assert report.to_json()["largest"] == {"image": "train/cat/2.jpg", "height_px": 400, "width_px": 300}
+
+
+def test_channels_are_inspected_too(tmp_path):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for i in range(60):
+            np.save(tmp_path / name / f"{i}.npy", rng.integers(0, 90 + 30 * label, (9, 20, 5)).astype(np.uint8))
+    report = inspect_data(open_source(str(tmp_path), format=PixelFormat(5)))
+    assert (report.mean_size, report.unreadable, report.agreement.verdict) == ((9, 20), [], "agree")
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, class_folders, monkeypatch):
+    monkeypatch.setattr(check, "LARGE_PIXELS", 15)
+    source = open_source(str(class_folders(tmp_path, cat=8, dog=8)))
+    at_once: list[int] = []
+    most = []
+
+    def load(index, crop=None):
+        at_once.append(index)
+        most.append(len(at_once))
+        time.sleep(0.002)
+        at_once.remove(index)
+        return source.train.load(index, crop)
+
+    inspect_data(replace(source, train=replace(source.train, load=load)))
+    assert max(most) == 1
+    most.clear()
+    monkeypatch.setattr(check, "LARGE_PIXELS", 16)
+    inspect_data(replace(source, train=replace(source.train, load=load)))
+    assert max(most) > 1
 
 
 # The first look
@@ -196,6 +248,15 @@ def test_verify_lists_every_unreadable_file(broken, capsys, workers):
     ]
     assert out.endswith("\n2 of 24 images cannot be read.\n")
     assert err == ""
+
+
+def test_counts_are_printed_before_anything_is_decoded(monkeypatch, capsys):
+    monkeypatch.setattr(check, "inspect_data", lambda *_, **__: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        data_command(DataConfig(data="digits"))
+    assert capsys.readouterr().out.startswith(
+        "digits: 10 classes, 1,437 images to train on, 360 to validate\nclasses: "
+    )
 
 
 def test_verify_of_good_files(capsys, tmp_path, class_folders):

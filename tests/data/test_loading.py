@@ -14,8 +14,8 @@ from t2t_vit.data.loading import (
     Draw,
     DrawnImages,
     EpochBatches,
+    EvaluationBatches,
     default_workers,
-    evaluation_batches,
     make_loader,
 )
 from t2t_vit.data.transforms import Normalize, eval_transform, train_transform
@@ -56,7 +56,7 @@ def same(left, right):
 
 def epoch_order(num_images, epoch, **settings):
     batches = EpochBatches(num_images, batch_size=num_images, **settings)
-    batches.set_epoch(epoch)
+    batches.set_steps(epoch, epoch + 1)
     return [draw.image_index for batch in batches for draw in batch]
 
 
@@ -72,7 +72,7 @@ def test_an_epoch_is_a_permutation_of_its_own():
 
 def test_draws_carry_epoch_and_position():
     batches = EpochBatches(10, batch_size=4)
-    batches.set_epoch(3)
+    batches.set_steps(6, 8)
     drawn = list(batches)
     assert [[draw[:2] for draw in batch] for batch in drawn] == [
         [(3, p) for p in range(4)],
@@ -81,15 +81,24 @@ def test_draws_carry_epoch_and_position():
     assert len(batches) == batches.batches_per_epoch == 2
 
 
-def test_an_epoch_goes_on_from_any_batch():
+def test_a_run_goes_on_from_any_step_and_over_the_ends_of_epochs():
     batches = EpochBatches(20, batch_size=4)
-    batches.set_epoch(2)
+    batches.set_steps(0, 15)
     whole = list(batches)
-    batches.set_epoch(2, start_batch=3)
-    assert list(batches) == whole[3:]
-    assert (len(batches), batches.batches_per_epoch) == (2, 5)
-    batches.set_epoch(3)
-    assert len(batches) == 5
+    assert (len(whole), batches.batches_per_epoch) == (15, 5)
+    for first, end in ((3, 5), (5, 10), (8, 15), (14, 14)):
+        batches.set_steps(first, end)
+        assert list(batches) == whole[first:end]
+        assert len(batches) == end - first
+
+
+def test_an_evaluation_may_take_a_part_of_the_images():
+    shares = [EvaluationBatches(10, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
+    for share in shares:
+        share.choose([1, 4, 6, 7, 9])
+    drawn = [[[draw.image_index for draw in batch] for batch in share] for share in shares]
+    assert drawn == [[[1, 6], [9]], [[4, 7]]]
+    assert [len(share) for share in shares] == [2, 1]
 
 
 @pytest.mark.parametrize("num_images", [24, 5])
@@ -117,7 +126,7 @@ def test_a_batch_is_shared_evenly():
 @pytest.mark.parametrize(("num_images", "batch_size", "world_size"), [(10, 4, 1), (10, 3, 4), (2, 8, 3)])
 def test_evaluation_takes_every_image_once(num_images, batch_size, world_size):
     shares = [
-        evaluation_batches(num_images, batch_size=batch_size, rank=rank, world_size=world_size)
+        EvaluationBatches(num_images, batch_size=batch_size, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     assert sorted(draw.image_index for share in shares for batch in share for draw in batch) == list(range(num_images))
@@ -155,7 +164,7 @@ def test_workers_change_nothing(workers):
     alone, others = make_loader(images, batches, workers=0), make_loader(images, batches, workers=workers)
     # The third: the same workers go on in the middle of an epoch, after an iteration that was left early.
     for epoch, start_batch in ((0, 0), (5, 0), (5, 1)):
-        batches.set_epoch(epoch, start_batch=start_batch)
+        batches.set_steps(2 * epoch + start_batch, 2 * epoch + 2)
         expected = list(alone)
         assert len(expected) == 2 - start_batch
         next(iter(others))
@@ -184,7 +193,7 @@ def test_loading_leaves_the_trainings_random_numbers_alone(workers):
 
 def test_a_batch_holds_the_images_it_names():
     images = DrawnImages(image_set(7), eval_transform({**CONFIG, "input_size": (3, 20, 20)}))
-    batches = list(make_loader(images, evaluation_batches(7, batch_size=4), workers=0))
+    batches = list(make_loader(images, EvaluationBatches(7, batch_size=4), workers=0))
     assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6]]
     assert batches[1].targets.tolist() == [1, 2, 0]
     pixels = np.array(load((), 5))[:, 2:22]  # the centre of 20 x 24, which is resized to its own height
@@ -204,7 +213,7 @@ def test_batches_are_bytes_with_channels_innermost():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_images_are_left_out_and_named(workers):
-    batches = evaluation_batches(4, batch_size=2)
+    batches = EvaluationBatches(4, batch_size=2)
     transform = eval_transform(CONFIG)
     loader = make_loader(DrawnImages(image_set(4, unreadable=(0, 2, 3)), transform), batches, workers=workers)
     first, second = loader

@@ -1,6 +1,7 @@
 """Transforms: timm's images, to the last bit or to the rounding of the resize, in one channel or three."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 
-from t2t_vit.data.images import array_images
-from t2t_vit.data.loading import Draw, DrawnImages
+from t2t_vit.data.cache import cached
+from t2t_vit.data.images import array_images, crop_pixels, file_images
+from t2t_vit.data.loading import Draw, DrawnImages, EvaluationBatches, make_loader
+from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform, train_transform
 from t2t_vit.errors import UserError
 
@@ -87,6 +90,56 @@ def test_one_channel_is_normalised_by_the_mean_statistics():
     torch.testing.assert_close(normalized, torch.full((1, 1, 16, 16), (1 - 0.3) / 0.3))
 
 
-def test_other_channel_counts_are_refused():
-    with pytest.raises(UserError, match="Images have 3 channels, or 1 in grey, got in_chans=4"):
+def test_other_channels_need_statistics_of_their_own():
+    with pytest.raises(UserError, match="Expected mean and std of 4 channels, got 3 in the data configuration"):
         eval_transform({**CONFIG, "input_size": (4, 16, 16)})
+
+
+# Arrays of channels
+
+FIVE = {**CONFIG, "input_size": (5, 16, 16), "mean": (1, 2, 3, 4, 5), "std": (1, 2, 1, 2, 1), "background": "white"}
+NO_COLOUR = {"color_jitter": None, "auto_augment": None}
+PIXELS = np.random.default_rng(0).normal(size=(20, 24, 5)).astype(np.float32)
+
+
+def test_channels_are_cropped_as_colours_are():
+    """The same random numbers give the same boxes, flips and interpolation, channel by channel."""
+    crop, transform = train_transform(FIVE, **NO_COLOUR)
+    colour_crop, _ = train_transform(CONFIG, **NO_COLOUR)
+    flipped = []
+    for seed in range(10):
+        random.seed(seed), torch.manual_seed(seed)
+        found = transform(crop_pixels([PIXELS], crop))
+        assert (found.shape, found.dtype) == ((5, 16, 16), torch.float32)
+        random.seed(seed), torch.manual_seed(seed)
+        box = colour_crop.choose(24, 20)
+        part = torch.from_numpy(PIXELS[box.top : box.bottom, box.left : box.right]).permute(2, 0, 1)[None]
+        mode = random.choice(colour_crop.interpolation)
+        expected = torch.nn.functional.interpolate(part, (16, 16), mode=mode, antialias=True)[0]
+        flipped.append(torch.allclose(found, expected.flip(-1), atol=1e-5))
+        assert flipped[-1] or torch.allclose(found, expected, atol=1e-5)
+    assert 0 < sum(flipped) < 10
+
+
+def test_channels_are_evaluated_and_normalised():
+    batch = eval_transform(FIVE)(crop_pixels([PIXELS], None))[None]
+    assert batch.shape == (1, 5, 16, 16)
+    before = batch.clone()
+    found = Normalize(FIVE, torch.device("cpu"))(batch)
+    expected = (before - torch.tensor(FIVE["mean"])[:, None, None]) / torch.tensor(FIVE["std"])[:, None, None]
+    assert torch.allclose(found, expected)
+    assert torch.equal(batch, before)
+
+
+@pytest.mark.parametrize("crop_padding", [None, 0.125])
+def test_batches_of_channels(crop_padding, tmp_path):
+    np.save(tmp_path / "0.npy", np.ones((20, 24, 5), np.uint8))
+    names = [str(tmp_path / "0.npy"), "gone.npy"]
+    images = file_images(lambda index: Path(names[index]).read_bytes(), names, [0, 1]).in_format(PixelFormat(5))
+    crop, transform = train_transform(FIVE, crop_padding=crop_padding, vflip=0.5, **NO_COLOUR)
+    for set_of_images in (images, cached(images, crop)):
+        dataset = DrawnImages(set_of_images, transform, crop=crop)
+        (batch,) = make_loader(dataset, EvaluationBatches(2, batch_size=2), workers=0)
+        assert (batch.images.shape, batch.images.dtype) == ((1, 5, 16, 16), torch.float32)
+        assert batch.images.amax() == pytest.approx(1 / 255)
+        assert batch.unreadable == ["gone.npy is not a readable image: No such file or directory"]

@@ -2,11 +2,13 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import t2t_vit
 from t2t_vit.cli import main
+from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
 from t2t_vit.inference.config import EvalConfig
@@ -104,3 +106,46 @@ def test_float16_is_taken_when_asked():
     assert find_machine("cpu", amp=True, amp_dtype="float16").amp_dtype == torch.float16
     assert find_machine("cpu", amp_dtype="float16").amp_dtype == torch.float16
     assert find_machine("cpu", amp=False).amp_dtype is None
+
+
+def test_channels_are_measured_kept_and_used(tiny_config, tmp_path):
+    """Four channels that differ in the last alone, which ImageNet's statistics would not bring to a usable range."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for label, name in enumerate(("dim", "bright")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 60, (36, 40, 4)).astype(np.uint16)
+                pixels[..., 3] += 100 * label
+                np.save(tmp_path / part / name / f"{i}.npy", pixels)
+    result = run_training(tiny_config(data=str(tmp_path), in_chans=4, output=str(tmp_path / "run"), epochs=3, lr=1e-3))
+    assert result.best_top1 == 100
+    contents = torch.load(result.output / "best.pt", weights_only=True)
+    assert contents["model_args"]["in_chans"] == contents["data_config"]["input_size"][0] == 4
+    assert contents["data_config"]["mean"] == pytest.approx([*[29.5 / 65535] * 3, 79.5 / 65535], rel=0.02)
+    assert (result.output / "report.html").is_file()
+    assert t2t_vit.evaluate(str(tmp_path), checkpoint=str(result.output), workers=0).top1 == 100
+    predictor = Predictor(result.output, device="cpu")
+    assert predictor(str(tmp_path / "val/dim/0.npy"), top_k=1).labels[0][0] == "dim"
+
+
+def test_a_grey_network_starts_from_a_coloured_one(trained, tiny_config, picture_folder, tmp_path):
+    config = tiny_config(checkpoint=str(trained.output), in_chans=1, epochs=1, output=str(tmp_path / "grey"))
+    result = run_training(config)
+    (mean,) = torch.load(result.output / "best.pt", weights_only=True)["data_config"]["mean"]
+    assert 0.1 < mean < 0.3  # these images are dark; ImageNet's mean is 0.45
+    found = t2t_vit.evaluate(str(picture_folder), checkpoint=str(result.output), workers=0)
+    assert found.top1 == pytest.approx(result.best_top1)
+
+
+def test_the_background_is_kept(tiny_config, picture_folder, tmp_path, monkeypatch):
+    result = run_training(tiny_config(background="#102030", epochs=1))
+    seen = []
+    rgb = PixelFormat.rgb
+    monkeypatch.setattr(PixelFormat, "rgb", lambda self, image: seen.append(self.background) or rgb(self, image))
+    data, checkpoint = str(picture_folder), str(result.output)
+    assert t2t_vit.evaluate(data, checkpoint=checkpoint, workers=0).top1 == pytest.approx(result.best_top1)
+    assert set(seen) == {"#102030"}
+    seen.clear()
+    t2t_vit.evaluate(data, checkpoint=checkpoint, workers=0, background="red")
+    assert set(seen) == {"red"}

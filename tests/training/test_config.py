@@ -19,6 +19,8 @@ WRONG = {
     "--ratio 2 1": "--ratio must be above 0 and the smaller one first",
     "--img-size 32 -1": "--img-size must be at least 1, got 32 -1",
     "--epochs 9 --mixup-off-epoch 10 --mixup 0.8": "--mixup-off-epoch must be at least 0 and below --epochs 9, got 10",
+    "--in-chans 4 --color-jitter 0.4": "--aa and --color-jitter change colours, and have no effect on --in-chans 4",
+    "--in-chans 0": "--in-chans must be at least 1, got 0",
     "--recipe imagnet": "Unknown value of --recipe: 'imagnet'. Did you mean imagenet",
     "--teacher-checkpoint x": "--teacher-checkpoint has no effect without --teacher",
     "--model-ema-decay 0.5 --no-model-ema": "--model-ema-decay has no effect beside --no-model-ema",

@@ -6,9 +6,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from t2t_vit.data.images import array_images
+from t2t_vit.data.sources import Source
 from t2t_vit.options import configure
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.sizing import choose, even_batch_size, mirror_test, model_for, too_few_tokens, typical_size
+from t2t_vit.training.sizing import choose, even_batch_size, mirror_test, model_for, too_few_tokens
 
 
 def images_of(side, count=40, classes=2):
@@ -21,20 +22,24 @@ def images_of(side, count=40, classes=2):
     return array_images(arrays, [f"{row}.png" for row in range(count)], labels)
 
 
+def source_of(images):
+    return Source("folder", images, images, ("a", "b"), {})
+
+
 def small(**settings):
     return configure(TrainConfig, data="folder", **settings)
 
 
 def test_small_images_get_a_small_network_and_what_was_given_stays():
-    config, reasons = choose(small(), images_of(28), on_cpu=True)
+    config, reasons = choose(small(), source_of(images_of(28)), on_cpu=True)
     assert (config.model, config.img_size, config.batch_size) == ("t2t_vit_7", 64, 40)
     assert "t2t_vit_7 at 64 x 64 pixels, as the images are about 28 x 28 and there is a CPU" in reasons[0]
     given = small(model="t2t_vit_10", img_size=48, batch_size=16, hflip=0.1)
-    assert choose(given, images_of(28), on_cpu=True) == (given, [])
+    assert choose(given, source_of(images_of(28)), on_cpu=True) == (given, [])
 
 
 def test_a_batch_is_shared_by_the_processes():
-    config, _ = choose(small(), images_of(28, count=41), on_cpu=True, processes=2)
+    config, _ = choose(small(), source_of(images_of(28, count=41)), on_cpu=True, processes=2)
     assert config.batch_size == 40
 
 
@@ -66,7 +71,7 @@ def test_digits_are_not_mirrored_and_what_a_mirror_hardly_changes_is():
     assert count == 300
     assert straight > 0.8
     assert mirrored < 0.5
-    config, reasons = choose(small(model="t2t_vit_7", batch_size=8), images, on_cpu=True)
+    config, reasons = choose(small(model="t2t_vit_7", batch_size=8), source_of(images), on_cpu=True)
     assert config.hflip == 0.0
     assert reasons[0].startswith("no mirrored images, as a simple classifier knows")
 
@@ -74,12 +79,8 @@ def test_digits_are_not_mirrored_and_what_a_mirror_hardly_changes_is():
     for row, array in enumerate(rows):
         (array[:8] if row % 2 else array[8:])[:] += 120  # above or below
     symmetric = array_images(rows, [str(row) for row in range(60)], [row % 2 for row in range(60)])
-    config, reasons = choose(small(model="t2t_vit_7", batch_size=8), symmetric, on_cpu=True)
+    config, reasons = choose(small(model="t2t_vit_7", batch_size=8), source_of(symmetric), on_cpu=True)
     assert (config.hflip, reasons) == (0.5, [])
-
-
-def test_the_typical_size_is_the_median():
-    assert typical_size(images_of(20)) == (20, 20)
 
 
 def test_few_tokens_are_told_with_the_better_preset():

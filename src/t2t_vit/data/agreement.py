@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
+
+from t2t_vit.data.pixels import Picture
 
 NUM_FOLDS = 4
 MIN_VAL = 10
@@ -42,8 +45,10 @@ class Agreement:
         )
 
 
-def tiny_copy(image: Image.Image) -> np.ndarray:
-    """What the classifier sees of an RGB image: 16 x 16 pixels, (768,), uint8."""
+def tiny_copy(image: Picture) -> np.ndarray:
+    """What the classifier sees of an image: 16 x 16 pixels of each channel, (256 C,), of bytes or of such a size."""
+    if not isinstance(image, Image.Image):
+        return 255 * adaptive_avg_pool2d(image, 16).numpy().reshape(-1)
     return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).reshape(-1)
 
 
@@ -53,7 +58,7 @@ def check_agreement(
     """Fits the classifier on training images and compares.
 
     Args:
-        train_copies: tiny copies, (N, 768), neighbours in the data set beside each other: they may be alike, as
+        train_copies: tiny copies, (N, D), neighbours in the data set beside each other: they may be alike, as
             frames of a video are, and then must be held out together.
         train_labels: (N,).
         val_copies: as train_copies, of validation images.

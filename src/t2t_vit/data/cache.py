@@ -1,5 +1,6 @@
 """Images decoded once and kept in memory, for sets that fit there."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from t2t_vit.data.crops import Box, Crop, ScaledCrop
 from t2t_vit.data.images import ImageSet, Load, UnreadableImage, crop_pixels
+from t2t_vit.data.pixels import Picture, to_picture, to_pixels
 from t2t_vit.errors import UserError
 
 NUM_SAMPLED = 64
@@ -55,10 +56,10 @@ def cached(images: ImageSet, crop: ScaledCrop | None = None) -> ImageSet:
     """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         decoded = list(pool.map(partial(_decode, images.load, crop), range(len(images))))
-    return ImageSet(images.names, images.labels, partial(_load_decoded, decoded), in_memory=True)
+    return dataclasses.replace(images, load=partial(_load_decoded, decoded), in_memory=True)
 
 
-def _load_decoded(decoded: Sequence[Decoded], index: int, crop: Crop | None = None) -> Image.Image:
+def _load_decoded(decoded: Sequence[Decoded], index: int, crop: Crop | None = None) -> Picture:
     levels = decoded[index]
     if isinstance(levels, UnreadableImage):
         raise levels
@@ -67,11 +68,11 @@ def _load_decoded(decoded: Sequence[Decoded], index: int, crop: Crop | None = No
 
 def _decode(load: Load, crop: ScaledCrop | None, index: int) -> Decoded:
     try:
-        levels = [np.array(load(index))]  # (H, W, 3)
+        levels = [to_pixels(load(index))]  # (H, W, C)
         height, width, _ = levels[0].shape
         reduction = 1 if crop is None else min(crop.reduction(Box(0, 0, width, height)), 8)
         while 2 ** len(levels) <= reduction:
-            level = np.array(load(index, _Reduced(2 ** len(levels))))
+            level = to_pixels(load(index, _Reduced(2 ** len(levels))))
             if level.shape == levels[0].shape:
                 break  # only JPEGs are decoded smaller
             levels.append(level)
@@ -92,8 +93,8 @@ class _Reduced:
     def reduction(self, box: Box) -> int:
         return self.times
 
-    def resize(self, pixels: np.ndarray) -> Image.Image:
-        return Image.fromarray(pixels)
+    def resize(self, pixels: np.ndarray) -> Picture:
+        return to_picture(pixels)
 
 
 def _estimate_bytes(images: ImageSet, crop: ScaledCrop | None) -> float:

@@ -1,23 +1,29 @@
 """Looks at data before training: a first look when training starts, and the report of `t2t-vit data`."""
 
 import json
+import math
 import shlex
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from t2t_vit.data.agreement import Agreement, check_agreement, tiny_copy
 from t2t_vit.data.config import DataConfig
+from t2t_vit.data.crops import Box
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, EvaluationBatches, make_loader
+from t2t_vit.data.pixels import Picture, PixelFormat, to_picture
 from t2t_vit.data.sources import Source, open_source
+from t2t_vit.data.statistics import spread
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.console import Display
 
@@ -26,6 +32,7 @@ NUM_FIRST = 8  # images of each split, at the start of training
 NUM_SPREAD = 200
 MAX_CLASSES, NUM_TRAIN, NUM_VAL = 20, 1280, 640
 NUM_THREADS = 8
+LARGE_PIXELS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -35,17 +42,25 @@ class DataReport:
     Attributes:
         name: the data, as the user wrote it.
         counts: of each class, the number of training and of validation images.
+        num_test: images to test on after training.
+        notes: a sentence for each thing in the data that is left out.
         num_sampled: images that were decoded, or could not be.
         unreadable: a sentence for each of them that could not.
         mean_size: mean height and width of the others in pixels.
+        largest: name, height and width of the largest of them.
+        of_one_colour: the names of those whose pixels are all the same.
         agreement: whether the labels of both splits agree; None where there are too few images to tell.
     """
 
     name: str
     counts: dict[str, tuple[int, int]]
+    num_test: int
+    notes: tuple[str, ...]
     num_sampled: int
     unreadable: list[str]
     mean_size: tuple[float, float]
+    largest: tuple[str, int, int]
+    of_one_colour: list[str]
     agreement: Agreement | None
 
     @property
@@ -57,6 +72,11 @@ class DataReport:
                 sentences.append(f"{len(without)} classes have no {split} images: {abbreviate(without)}.")
         if self.unreadable:
             sentences.append(_describe_unreadable(self.unreadable, self.num_sampled, "images", self.name))
+        if self.of_one_colour:
+            sentences.append(
+                f"{len(self.of_one_colour)} of {self.num_sampled} sampled images have one colour all over: "
+                f"{abbreviate(self.of_one_colour)}."
+            )
         if self.agreement and self.agreement.verdict == "unrelated":
             sentences.append(
                 "The labels of the validation images look unrelated to those of the training images. "
@@ -71,7 +91,7 @@ class DataReport:
         return sentences
 
     def describe_classes(self) -> str:
-        """Two lines: how many classes and images there are, and how the images are shared among the classes."""
+        """How many classes and images there are, how the images are shared among the classes, and what is left out."""
         train, val = (sum(counts) for counts in zip(*self.counts.values(), strict=True))
         smallest, largest = (choose(self.counts, key=lambda name: self.counts[name][0]) for choose in (min, max))
         fewest, most = self.counts[smallest][0], self.counts[largest][0]
@@ -79,19 +99,24 @@ class DataReport:
         if fewest < most:
             shares = f"the smallest is {smallest} with {fewest:,} training images, the largest {largest} with {most:,}"
             shares += f", {most / fewest:.1f} times as many" if fewest else ""
-        heading = f"{self.name}: {len(self.counts)} classes, {train:,} images to train on, {val:,} to validate"
-        return f"{heading}\nclasses: {shares}"
+        test = f", {self.num_test:,} to test" if self.num_test else ""
+        heading = f"{self.name}: {len(self.counts)} classes, {train:,} images to train on, {val:,} to validate{test}"
+        return "\n".join([heading, f"classes: {shares}", *(f"note: {note}" for note in self.notes)])
 
-    def __str__(self) -> str:
-        height, width = self.mean_size
+    def describe_images(self) -> str:
+        """What a sample of the images is like, and warnings."""
+        (height, width), (largest, *largest_size) = self.mean_size, self.largest
         lines = [
-            self.describe_classes(),
             f"images: {self.num_sampled:,} sampled, {len(self.unreadable)} unreadable, "
             f"{height:.0f} x {width:.0f} pixels on average",
+            f"largest: {largest}, {largest_size[0]:,} x {largest_size[1]:,} pixels",
             f"labels: {self.agreement or 'too few images to compare those of training and validation'}",
             *(f"warning: {sentence}" for sentence in self.warnings),
         ]
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.describe_classes()}\n{self.describe_images()}"
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -102,6 +127,10 @@ class DataReport:
             "sampled_unreadable": self.unreadable,
             "mean_height_px": self.mean_size[0],
             "mean_width_px": self.mean_size[1],
+            "largest": dict(zip(("image", "height_px", "width_px"), self.largest, strict=True)),
+            "of_one_colour": self.of_one_colour,
+            "test": self.num_test,
+            "notes": list(self.notes),
             "labels": None if self.agreement is None else asdict(self.agreement),
             "warnings": self.warnings,
         }
@@ -115,17 +144,17 @@ def first_look(source: Source) -> str:
     Raises:
         UserError: most of the images tried of a split cannot be read.
     """
-    train, val = (_decode(images, _spread(len(images), NUM_FIRST)) for images in (source.train, source.val))
+    train, val = (_decode(images, spread(len(images), NUM_FIRST)) for images in (source.train, source.val))
     for split, look in (("training", train), ("validation", val)):
-        if len(look.unreadable) > len(look.labels):  # what is left is hardly the data that was meant
-            num_tried = len(look.unreadable) + len(look.labels)
+        if len(look.unreadable) > len(look.seen):  # what is left is hardly the data that was meant
+            num_tried = len(look.unreadable) + len(look.seen)
             raise UserError(_describe_unreadable(look.unreadable, num_tried, f"{split} images", source.name))
     report = _summarize(source, train, val)
     warnings = [f"warning: {sentence}" for sentence in report.warnings]
-    return "\n".join([report.describe_classes(), *warnings, f"`t2t-vit data {shlex.quote(source.name)}` checks more"])
+    return "\n".join([report.describe_classes(), *warnings, f"`{_command(source)}` checks more"])
 
 
-def inspect_data(source: Source, *, limit_s: float = 20.0) -> DataReport:
+def inspect_data(source: Source, *, limit_s: float = 20.0, display: Display | None = None) -> DataReport:
     """Decodes a sample of the images and compares the labels of the two splits.
 
     The sample is the same each time, unless the disk is so slow that the time runs out first.
@@ -133,15 +162,18 @@ def inspect_data(source: Source, *, limit_s: float = 20.0) -> DataReport:
     Args:
         source: the data.
         limit_s: time for decoding.
+        display: shows the progress.
 
     Raises:
         UserError: none of the images that were tried can be read.
     """
     compared = np.flatnonzero(np.minimum(*_count_labels(source)))
-    compared = compared[_spread(len(compared), MAX_CLASSES)]
-    train = _decode(source.train, _sample(source.train, compared, NUM_TRAIN), limit_s / 2)
-    val = _decode(source.val, _sample(source.val, compared, NUM_VAL), limit_s / 2)
-    if not len(train.labels) + len(val.labels):
+    compared = compared[spread(len(compared), MAX_CLASSES)]
+    rows = _sample(source.train, compared, NUM_TRAIN), _sample(source.val, compared, NUM_VAL)
+    with (display or Display(silent=True)).steps("decoding a sample", len(rows[0]) + len(rows[1])) as steps:
+        train = _decode(source.train, rows[0], limit_s / 2, steps.advance)
+        val = _decode(source.val, rows[1], limit_s / 2, steps.advance)
+    if not train.seen and not val.seen:
         unreadable = train.unreadable + val.unreadable
         raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {abbreviate(unreadable)}.")
     return _summarize(source, train, val, check_agreement(*train.of_classes(compared), *val.of_classes(compared)))
@@ -158,10 +190,14 @@ def data_command(config: DataConfig) -> int:
     """
     if config.workers is not None and not config.verify:
         raise UserError("--workers decodes for --verify, and has no effect without it: leave it out.")
-    source = open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
-    report = inspect_data(source)
+    pixels = PixelFormat(config.in_chans, config.background)
+    source = open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction, format=pixels)
     if not config.json:
-        print(report, flush=True)
+        nothing = _Look([], [])
+        print(_summarize(source, nothing, nothing).describe_classes(), flush=True)  # decoding may take long
+    report = inspect_data(source, display=Display(stderr=True))
+    if not config.json:
+        print(report.describe_images(), flush=True)
     unreadable = verify(source, workers=config.workers) if config.verify else []
     if config.json:
         print(json.dumps(report.to_json() | ({"unreadable": unreadable} if config.verify else {}), indent=2))
@@ -189,8 +225,19 @@ def verify(source: Source, *, workers: int | None = None) -> list[str]:
     return unreadable
 
 
-def _to_nothing(image: Image.Image) -> Tensor:
+def _to_nothing(image: Picture) -> Tensor:
     return torch.empty(3, 0, 0)  # the image has been decoded, and nothing else is asked of it
+
+
+class _Seen(NamedTuple):
+    """What one image looks like: `tiny_copy` of it, (D,), its size, and whether its pixels are all the same."""
+
+    name: str
+    label: int
+    height: int
+    width: int
+    copy: np.ndarray
+    is_of_one_colour: bool
 
 
 @dataclass(frozen=True)
@@ -198,54 +245,81 @@ class _Look:
     """What decoding some images of a split showed.
 
     Attributes:
-        labels: of those that can be read, (N,).
-        sizes: their heights and widths, (N, 2).
-        copies: what `tiny_copy` makes of them, (N, 768).
+        seen: those that can be read.
         unreadable: a sentence for each of the others.
     """
 
-    labels: np.ndarray
-    sizes: np.ndarray
-    copies: np.ndarray
+    seen: list[_Seen]
     unreadable: list[str]
 
     def of_classes(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies and labels of the images of these classes."""
-        chosen = np.isin(self.labels, classes)
-        return self.copies[chosen], self.labels[chosen]
+        """Copies, (N, D), and labels, (N,), of the images of these classes."""
+        chosen = [one for one in self.seen if one.label in classes]
+        copies = np.array([one.copy for one in chosen])
+        return copies, np.array([one.label for one in chosen], int)
 
 
-def _decode(images: ImageSet, rows: Sequence[int], limit_s: float = float("inf")) -> _Look:
+class _Glance:
+    """A crop that takes all of an image, with a JPEG decoded to not much more than a tiny copy needs."""
+
+    def choose(self, width: int, height: int) -> Box:
+        self.height, self.width = height, width
+        return Box(0, 0, width, height)
+
+    def reduction(self, box: Box) -> int:
+        return max(1, min(box.right, box.bottom) // 64)
+
+    def resize(self, pixels: np.ndarray) -> Picture:
+        self.is_of_one_colour = bool((pixels == pixels[0, 0]).all())
+        return to_picture(pixels)
+
+
+def _decode(
+    images: ImageSet, rows: Sequence[int], limit_s: float = float("inf"), advance: Callable[[], None] = lambda: None
+) -> _Look:
     """Looks at these images, in order; where time runs out, at a fair sample of them."""
     deadline = time.monotonic() + limit_s
+    one_at_a_time = threading.Lock()
 
-    def decode(row: int) -> tuple[tuple[int, int], np.ndarray] | UnreadableImage | None:
+    def decode(row: int) -> _Seen | UnreadableImage | None:
         if time.monotonic() > deadline:
             return None
+        glance = _Glance()
         try:
-            image = images.load(row)
+            # Each takes up to a gigabyte while it is decoded.
+            is_large = images.read_size is not None and math.prod(images.read_size(row)) > LARGE_PIXELS
+            with one_at_a_time if is_large else nullcontext():
+                if time.monotonic() > deadline:
+                    return None
+                copy = tiny_copy(images.load(row, glance))
         except UnreadableImage as error:
             return error
-        return (image.height, image.width), tiny_copy(image)
+        finally:
+            advance()
+        name, label = images.names[row], images.labels[row]
+        return _Seen(name, label, glance.height, glance.width, copy, glance.is_of_one_colour)
 
     order = np.random.default_rng(0).permutation(rows).tolist()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = sorted(zip(order, pool.map(decode, order), strict=True), key=lambda pair: pair[0])
-    readable = [(images.labels[row], *one) for row, one in found if isinstance(one, tuple)]
-    labels, sizes, copies = zip(*readable, strict=True) if readable else ((), (), ())
-    unreadable = [str(one) for _, one in found if isinstance(one, UnreadableImage)]
-    return _Look(np.array(labels, int), np.array(sizes).reshape(-1, 2), np.array(copies).reshape(-1, 768), unreadable)
+        found = [one for _, one in sorted(zip(order, pool.map(decode, order), strict=True), key=lambda pair: pair[0])]
+    unreadable = [str(one) for one in found if isinstance(one, UnreadableImage)]
+    return _Look([one for one in found if isinstance(one, _Seen)], unreadable)
 
 
 def _summarize(source: Source, train: _Look, val: _Look, agreement: Agreement | None = None) -> DataReport:
     counts = zip(*(counts.tolist() for counts in _count_labels(source)), strict=True)
-    sizes, unreadable = np.concatenate([train.sizes, val.sizes]), train.unreadable + val.unreadable
+    seen, unreadable = train.seen + val.seen, train.unreadable + val.unreadable
+    largest = max(seen, key=lambda one: one.height * one.width, default=None)
     return DataReport(
         name=source.name,
         counts=dict(zip(source.class_names, counts, strict=True)),
-        num_sampled=len(sizes) + len(unreadable),
+        num_test=len(source.test or ()),
+        notes=source.notes,
+        num_sampled=len(seen) + len(unreadable),
         unreadable=unreadable,
-        mean_size=tuple(sizes.mean(axis=0).tolist()),
+        mean_size=(fmean(one.height for one in seen), fmean(one.width for one in seen)) if seen else (0.0, 0.0),
+        largest=(largest.name, largest.height, largest.width) if largest else ("", 0, 0),
+        of_one_colour=[one.name for one in seen if one.is_of_one_colour],
         agreement=agreement,
     )
 
@@ -255,19 +329,20 @@ def _count_labels(source: Source) -> list[np.ndarray]:
     return [np.bincount(images.labels, minlength=len(source.class_names)) for images in (source.train, source.val)]
 
 
-def _spread(total: int, count: int) -> list[int]:
-    """At most so many of the numbers from 0 to total - 1, evenly spaced."""
-    return np.linspace(0, total - 1, min(total, count)).round().astype(int).tolist()
-
-
 def _sample(images: ImageSet, classes: np.ndarray, num_images: int) -> list[int]:
     """Rows over the whole split, and of each of these classes as many as make up the number; in order."""
     labels = np.asarray(images.labels)
-    rows = set(_spread(len(labels), NUM_SPREAD))
+    rows = set(spread(len(labels), NUM_SPREAD))
     for label in classes:
         of_class = np.flatnonzero(labels == label)
-        rows |= set(of_class[_spread(len(of_class), num_images // len(classes))].tolist())
+        rows |= set(of_class[spread(len(of_class), num_images // len(classes))].tolist())
     return sorted(rows)
+
+
+def _command(source: Source) -> str:
+    """The command that reports on this data."""
+    format = source.train.format
+    return f"t2t-vit data {shlex.quote(source.name)}" + (f" --in-chans {format.in_chans}" if format.is_array else "")
 
 
 def _describe_unreadable(sentences: Sequence[str], num_tried: int, what: str, data: str) -> str:

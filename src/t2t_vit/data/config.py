@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from t2t_vit.options import Settings, argument, option
 
 DATA_HELP = (
-    "a folder with train/ and val/ or only class folders, a .tar of one, digits, cifar10, cifar100, wds/FOLDER or "
-    "hfds/NAME"
+    "a folder with train/ and val/ (and test/), or only class folders; a .tar of one, digits, cifar10, cifar100, "
+    "wds/FOLDER or hfds/NAME"
 )
 DATA_DIR_HELP = "folder of cifar10 and cifar100, by default data; cache of hfds/NAME"
+IN_CHANS_HELP = "channels of the images: 3 colour, 1 grey; any other number reads .npy, .npz and TIFF files of so many"
+BACKGROUND_HELP = "colour behind transparent pixels: a name or #rrggbb"
 VAL_FRACTION_HELP = "share of the images kept for validation where the data has no val/"
 
 
@@ -29,6 +31,8 @@ class DataConfig(Settings):
     data: str = argument("what to train on, as for train")
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
+    in_chans: int = option(3, IN_CHANS_HELP, at_least=1)
+    background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
     verify: bool = option(False, "decode every image and list those that cannot be read; any makes the exit code 2")
     workers: int | None = option(
         None, "processes that decode; by default one a core", short="j", at_least=0, needs="verify"

@@ -5,9 +5,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_to_str
 from torch.nn.functional import interpolate
+
+from t2t_vit.data.pixels import Picture, to_picture
 
 
 class Box(NamedTuple):
@@ -28,8 +29,8 @@ class Crop(Protocol):
     def reduction(self, box: Box) -> int:
         """How many times smaller the image may be decoded for that part, at least 1."""
 
-    def resize(self, pixels: np.ndarray) -> Image.Image:
-        """The wanted image, from the pixels of the part, (H, W, 3), uint8."""
+    def resize(self, pixels: np.ndarray) -> Picture:
+        """The wanted picture, from the pixels of the part, (H, W, 3), uint8, or (H, W, C), float32."""
 
 
 class ScaledCrop:
@@ -58,9 +59,9 @@ class ScaledCrop:
         """How many times smaller the image may be decoded and still have the pixels of the crop in this part."""
         return max(1, min((box.right - box.left) // self.width, (box.bottom - box.top) // self.height))
 
-    def resize(self, pixels: np.ndarray) -> Image.Image:
-        """The part, (H, W, 3), uint8, at the size of the crop, by an interpolation drawn at random."""
-        images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, H, W), channels innermost in memory
+    def resize(self, pixels: np.ndarray) -> Picture:
+        """The part, (H, W, C), at the size of the crop, by an interpolation drawn at random."""
+        images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, C, H, W), channels innermost in memory
         size, mode = (self.height, self.width), random.choice(self.interpolation)
         resized = interpolate(images, size, mode=mode, antialias=True)
-        return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
+        return to_picture(resized[0].permute(1, 2, 0).numpy())

@@ -1,32 +1,33 @@
 """Class folders, on disk or packed in tar files."""
 
+import dataclasses
 import os
 import posixpath
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from t2t_vit.data.images import ImageSet, file_images
+from t2t_vit.data.images import ImageSet, file_images, image_extensions
 from t2t_vit.data.splitting import Split, Splits
 from t2t_vit.data.tars import index_tar, tar_reader
 from t2t_vit.errors import UserError, abbreviate
 
-VAL_FOLDERS = ("val", "validation")
-# Folders that stand for a split of the data, not for a class of it.
-SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+VAL_FOLDERS = ("val", "valid", "validation", "dev")
+PARTS = {"train": ("train", "training"), "val": VAL_FOLDERS, "test": ("test", "testing")}
+"""The parts of data, and what folders of them are called, in capitals or not."""
+PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
 def folder_splits(data: str) -> Splits:
-    """The splits of a folder or a tar file: train/ and val/ (or validation/) with class folders, or only class folders.
+    """The parts of a folder or a tar file: train/ and val/ and test/ with class folders, or only class folders.
 
-    In a folder, train.tar stands for train/, and so on.
+    In a folder, train.tar stands for train/, and so on. Without val/, the whole of train/ is to be split.
 
     Raises:
-        UserError: there is a file that is no tar, or two validation splits.
+        UserError: there is a file that is no tar, or one part twice.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -37,20 +38,44 @@ def folder_splits(data: str) -> Splits:
         raise UserError(
             f"Expected a folder or a .tar file, got the file {data!r}. Give the folder that holds train/ and val/."
         )
-    folders, files = tree.children(tree.top)
-    splits: dict[str, Split] = {}
-    for name in ("train", *VAL_FOLDERS):
-        if name in folders:
-            folder = posixpath.join(tree.top, name)
-            splits[name] = Split(tree.title(folder), partial(_read_classes, tree, folder, name))
-        elif (tar := f"{name}.tar") in files:  # on disk: inside a tar file this, too, is a folder
-            splits[name] = Split(str(path / tar), partial(_read_tar, path / tar, name))
-    if not splits:
+    found, notes = _find_parts(tree)
+    for part, splits in found.items():
+        if len(splits) > 1:
+            job = {"train": "train", "val": "validate", "test": "test"}[part]
+            raise UserError(f"{path} has both {' and '.join(splits)}. Keep the one to {job} on.")
+    parts = {part: next(iter(splits.values())) for part, splits in found.items()}
+    if not parts:
         return Splits(str(path), whole=Split(str(path), partial(_read_classes, tree, tree.top, "")))
-    val = [splits[name] for name in VAL_FOLDERS if name in splits]
-    if len(val) > 1:
-        raise UserError(f"{path} has both val/ and validation/. Keep the one to validate on.")
-    return Splits(str(path), splits.get("train"), val[0] if val else None)
+    train, val, test = (parts.get(part) for part in PARTS)
+    if train and not val:
+        return Splits(train.title, whole=train, test=test, notes=notes)
+    return Splits(str(path), train, val, test=test, notes=notes)
+
+
+def _find_parts(tree: "_Tree") -> tuple[dict[str, dict[str, Split]], tuple[str, ...]]:
+    """The folders and tar files of each part, by their names with "/"; and a sentence for what is left out."""
+    folders, files = tree.children(tree.top)
+    # On disk; inside a tar file a tar is a folder.
+    tars = {file[:-4]: file for file in files if file.lower().endswith(".tar") and file[:-4] not in folders}
+    names = [name for name in (*folders, *tars) if name.lower() in PART_OF]
+    # Classes may be called dev, test or valid. They are parts beside train/, or where nothing but parts is there.
+    if not any(name.lower() in ("val", "validation") or PART_OF[name.lower()] == "train" for name in names) and (
+        len(names) < len(folders)
+    ):
+        return {}, ()
+    parts: dict[str, dict[str, Split]] = {}
+    notes: list[str] = []
+    for name in names:
+        part, folder = PART_OF[name.lower()], posixpath.join(tree.top, name)
+        if name in tars:
+            split = Split(str(tree.root / tars[name]), partial(_read_tar, tree.root / tars[name], name))
+        elif part == "test" and len(tree.children(folder)[0]) < 2:
+            notes.append(f"{tree.title(folder)} has no class folders, and is left out")
+            continue
+        else:
+            split = Split(tree.title(folder), partial(_read_classes, tree, folder, name))
+        parts.setdefault(part, {})[f"{name}/"] = split
+    return parts, tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -134,9 +159,11 @@ def _read_classes(tree: _Tree, folder: str, split: str) -> tuple[tuple[str, ...]
     files: list[str] = []
     labels: list[int] = []
     without: list[str] = []
+    others = Counter(f"{_ending(file)} outside class folders" for file in tree.children(folder)[1])
     for label, class_name in enumerate(class_names):
         found = tree.files(posixpath.join(folder, class_name))
-        images = [posixpath.join(class_name, file) for file in found if file.lower().endswith(IMG_EXTENSIONS)]
+        images = [posixpath.join(class_name, file) for file in found if _ending(file) in image_extensions()]
+        others.update(ending for file in found if (ending := _ending(file)) not in image_extensions())
         if not images:
             without.append(f"{class_name} ({'files, but no image' if found else 'empty'})")
         files += images
@@ -144,10 +171,15 @@ def _read_classes(tree: _Tree, folder: str, split: str) -> tuple[tuple[str, ...]
     if without:
         raise UserError(
             f"Every class folder needs an image, and in {tree.title(folder)} these have none: {abbreviate(without)}. "
-            f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folders."
+            "Add images (.jpg, .png, .webp, .tif, .npy or others) or remove the folders."
         )
     read = tree.reader([posixpath.join(folder, file) for file in files])
-    return class_names, file_images(read, [posixpath.join(split, file) for file in files], labels)
+    images_of_split = file_images(read, [posixpath.join(split, file) for file in files], labels)
+    return class_names, dataclasses.replace(images_of_split, ignored=others)
+
+
+def _ending(file: str) -> str:
+    return posixpath.splitext(file)[1].lower() or "without an ending"
 
 
 def _list_class_folders(tree: _Tree, folder: str) -> tuple[str, ...]:
@@ -155,7 +187,7 @@ def _list_class_folders(tree: _Tree, folder: str) -> tuple[str, ...]:
     expected = f"Expected train/ and val/ with class folders, or at least two class folders, in {tree.title(folder)}"
     if not class_names:
         raise UserError(f"{expected}; it {'has files but no folder' if files else 'is empty'}.")
-    if all(name.lower() in SPLIT_FOLDERS for name in class_names):
+    if all(name.lower() in PART_OF for name in class_names):
         raise UserError(f"{expected}; {abbreviate(class_names)} look like parts of the data: call them train and val.")
     if len(class_names) == 1:
         raise UserError(f"{expected}; it has only {class_names[0]!r}. Are the classes inside that?")

@@ -1,21 +1,48 @@
 """Labelled images, each decoded when it is asked for."""
 
+import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from t2t_vit.data.crops import Box, Crop
+from t2t_vit.data.pixels import RGB, Picture, PixelFormat, grey_to_bytes, read_array, to_picture
 from t2t_vit.errors import UserError
 
 # Pillow warns of corrupt EXIF, odd palettes and many pixels. The pixels are as good as any others.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+MAX_PIXELS = 150_000_000
+"""The largest image that is decoded: half a gigabyte in RGB. Pillow refuses 179 megapixels and more."""
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+"""Formats that Pillow recognises but does not decode by itself."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by the orientation that its EXIF data tells. From 5 on, height and width change."""
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """How the names of files end that can be read as images, such as ".png"."""
+    known = Image.registered_extensions()
+    return frozenset(
+        [".npy", ".npz", *(end for end, kind in known.items() if kind in Image.OPEN and kind not in NO_PIXELS)]
+    )
 
 
 class UnreadableImage(UserError):
@@ -35,9 +62,12 @@ class UnreadableImage(UserError):
 
 
 class Load(Protocol):
-    """Index to RGB image: the whole, or what a crop makes of it. Raises UnreadableImage."""
+    """Index to picture: the whole, or what a crop makes of it. Raises UnreadableImage.
 
-    def __call__(self, index: int, crop: Crop | None = None) -> Image.Image: ...
+    Sets of files also take `format: PixelFormat`, what the picture is to be read as.
+    """
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -49,106 +79,220 @@ class ImageSet:
         labels: the class of each image.
         load: gives an image. It must pickle and survive a fork, for worker processes.
         in_memory: whether the images lie decoded in memory.
+        format: what they are read as.
+        read_size: gives height and width of an image without decoding it, where that can be done.
+        ignored: of the files beside them that are no images, how many there are of each kind.
     """
 
     names: Sequence[str]
     labels: Sequence[int]
     load: Load
     in_memory: bool = False
+    format: PixelFormat = RGB
+    read_size: Callable[[int], tuple[int, int]] | None = None
+    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, rows: Sequence[int]) -> "ImageSet":
         """The images of these rows, in their order."""
-        names, labels = [self.names[row] for row in rows], [self.labels[row] for row in rows]
-        return ImageSet(names, labels, partial(_load_row, self.load, rows), self.in_memory)
+        return dataclasses.replace(
+            self,
+            names=[self.names[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            load=partial(_load_row, self.load, rows),
+            read_size=self.read_size and partial(_size_of_row, self.read_size, rows),
+        )
+
+    def in_format(self, format: PixelFormat) -> "ImageSet":
+        """The same images, read as something else."""
+        if format == self.format:
+            return self
+        load: Any = self.load  # one of those that take a format
+        return dataclasses.replace(self, load=partial(load, format=format), format=format)
 
 
-def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = None) -> Image.Image:
-    return load(rows[index], crop)
+def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = None, **how: PixelFormat) -> Picture:
+    return load(rows[index], crop, **how)
+
+
+def _size_of_row(read_size: Callable[[int], tuple[int, int]], rows: Sequence[int], index: int) -> tuple[int, int]:
+    return read_size(rows[index])
 
 
 def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]) -> ImageSet:
     """Images that lie in memory: (N, H, W) in grey or (N, H, W, 3) in RGB, uint8."""
-    return ImageSet(names, labels, partial(_load_array, arrays), in_memory=True)
+    return ImageSet(names, labels, partial(_load_array, arrays, names), in_memory=True)
 
 
-def _load_array(arrays: np.ndarray, index: int, crop: Crop | None = None) -> Image.Image:
-    return crop_pixels([arrays[index]], crop)
+def _load_array(
+    arrays: np.ndarray, names: Sequence[str], index: int, crop: Crop | None = None, *, format: PixelFormat = RGB
+) -> Picture:
+    pixels = arrays[index]
+    if format.is_array:
+        with _failure_named(names[index]):
+            pixels = format.channels(pixels)
+    return crop_pixels([pixels], crop)
 
 
 def file_images(read: Callable[[int], bytes], names: Sequence[str], labels: Sequence[int]) -> ImageSet:
     """Images in files: `read` gives the content of a file by its index. It must pickle and survive a fork."""
-    return ImageSet(names, labels, partial(_load_file, read, names))
+    load, read_size = partial(_load_file, read, names), partial(_size_of_file, read, names)
+    return ImageSet(names, labels, load, read_size=read_size)
 
 
-def _load_file(read: Callable[[int], bytes], names: Sequence[str], index: int, crop: Crop | None = None) -> Image.Image:
-    return _decode(lambda: BytesIO(read(index)), crop, names[index])
+def _load_file(
+    read: Callable[[int], bytes],
+    names: Sequence[str],
+    index: int,
+    crop: Crop | None = None,
+    *,
+    format: PixelFormat = RGB,
+) -> Picture:
+    return _decode(lambda: BytesIO(read(index)), crop, names[index], format)
 
 
-def read_image(file: str | Path | BinaryIO, crop: Crop | None = None, *, name: str | None = None) -> Image.Image:
-    """The image in a file, in RGB: the whole, or what a crop makes of it.
+def _size_of_file(read: Callable[[int], bytes], names: Sequence[str], index: int) -> tuple[int, int]:
+    """Height and width, from the beginning of a file; UnreadableImage where it is no image."""
+    with _failure_named(names[index]):
+        file = BytesIO(read(index))
+        array = read_array(file)
+        if array is not None:
+            return array.shape[0], array.shape[1]
+        with _open(file) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def read_image(
+    file: str | Path | BinaryIO, crop: Crop | None = None, *, name: str | None = None, format: PixelFormat = RGB
+) -> Any:
+    """The picture in a file: the whole, or what a crop makes of it.
+
+    It stands upright, as its EXIF data says. In RGB what is transparent shows the background, and grey of more than 8
+    bits is scaled to 8: 16 bits by 65,535, 32 bits and floating point by the image's own least and largest value. A
+    JPEG of more than `MAX_PIXELS` is decoded smaller.
 
     Args:
         file: a path or an open binary file.
         crop: what the image is for, None for all of it.
         name: what an error calls the image, the path if not given.
+        format: what it is read as.
+
+    Returns:
+        An RGB image, or (C, H, W), float32, where the format is of other channels.
 
     Raises:
-        UnreadableImage: the decoder fails, for whatever reason.
+        UnreadableImage: the decoder fails, for whatever reason, or the image has too many pixels or other channels.
     """
     # All at once is faster than in pieces.
     open_file = (lambda: BytesIO(Path(file).read_bytes())) if isinstance(file, str | Path) else (lambda: file)
-    return _decode(open_file, crop, name or str(file))
+    return _decode(open_file, crop, name or str(file), format)
 
 
-def _decode(open_file: Callable[[], BinaryIO], crop: Crop | None, name: str) -> Image.Image:
+def _decode(open_file: Callable[[], BinaryIO], crop: Crop | None, name: str, format: PixelFormat) -> Picture:
+    with _failure_named(name):
+        file = open_file()
+        array = read_array(file)
+        if array is not None:
+            array = format.channels(array)
+        else:
+            with _open(file) as image:
+                part = _decode_part(image, None if format.is_array else crop, format)
+                if format.is_array:
+                    array = format.bands(part)
+                elif crop is None:
+                    return format.rgb(part)
+                else:
+                    pixels = np.array(format.rgb(part))
+    if array is not None:
+        return crop_pixels([array], crop)
+    assert crop is not None
+    return crop.resize(pixels)
+
+
+def convert_image(image: Image.Image, *, name: str, format: PixelFormat = RGB) -> Picture:
+    """An image that is open already, as `read_image` would have it."""
+    with _failure_named(name):
+        whole = _decode_part(image, None, format)
+        return to_picture(format.bands(whole)) if format.is_array else format.rgb(whole)
+
+
+@contextmanager
+def _failure_named(name: str) -> Iterator[None]:
     try:
-        with Image.open(open_file()) as image:
-            if crop is None:
-                return _to_rgb(image)
-            pixels = np.array(_to_rgb(_decode_part(image, crop)))
+        yield
     except MemoryError:
         raise
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else None
         reason = reason or getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(name, reason.rstrip(".")) from error
-    return crop.resize(pixels)
 
 
-def _decode_part(image: Image.Image, crop: Crop) -> Image.Image:
-    """The part of an opened image that a crop chooses, decoded smaller where the crop shrinks it to that anyway."""
+def _open(file: BinaryIO) -> Image.Image:
+    """As `Image.open`, but without its limit of pixels: ours is another one, and is lower for what it holds for."""
+    try:
+        return Image.open(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        file.seek(0)
+        start = file.read(16)
+        for open_format, accept in Image.OPEN.values():
+            if accept is not None and accept(start) is True:
+                file.seek(0)
+                return open_format(file, "")
+        raise
+
+
+def _decode_part(image: Image.Image, crop: Crop | None, format: PixelFormat) -> Image.Image:
+    """The part of an opened image that a crop chooses, upright; a JPEG smaller where the crop shrinks it anyway."""
+    reduction = 1
+    while image.width * image.height > MAX_PIXELS * reduction**2:
+        reduction *= 2
+    if image.format not in ("JPEG", "MPO"):  # these alone can be decoded smaller
+        if reduction > 1:
+            raise ValueError(f"{image.width} x {image.height} pixels, and the limit is {MAX_PIXELS // 10**6} million")
+        image.load()  # only then are the orientation of a PNG and the size of an icon known
     width, height = image.size
-    box = crop.choose(width, height)
-    reduction = crop.reduction(box)
+    orientation = _orientation(image)
+    box = Box(0, 0, height, width) if orientation >= 5 else Box(0, 0, width, height)
+    if crop is not None:
+        box = crop.choose(box.right, box.bottom)
+        reduction = max(reduction, crop.reduction(box))
     if reduction > 1:
-        image.draft(None, (width // reduction, height // reduction))  # by 2, 4 or 8, and of JPEGs only
+        image.draft(None, (width // reduction, height // reduction))  # by 2, 4 or 8
         times = round(width / image.width)
         box = Box(*(place // times for place in box))
-    return image.crop(box)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if image.mode.startswith("I;16"):
-        # Pillow clips these to 255, which turns nearly all of a 16-bit image white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    part = image if format.is_array else grey_to_bytes(image)
+    if orientation in UPRIGHT:
+        part = part.transpose(UPRIGHT[orientation])
+    return part if crop is None else part.crop(box)
 
 
-def crop_pixels(levels: Sequence[np.ndarray], crop: Crop | None) -> Image.Image:
-    """The image of these pixels, in RGB: the whole, or what a crop makes of it.
+def _orientation(image: Image.Image) -> int:
+    """How an image lies, from 1 to 8, as in EXIF."""
+    # Looked up in few images: parsing costs. Pillow itself turns TIFFs.
+    if image.format == "TIFF" or not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}:
+        return 1
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # the pixels are as good as any others
+        return 1
+
+
+def crop_pixels(levels: Sequence[np.ndarray], crop: Crop | None) -> Any:
+    """The picture of these pixels: the whole, or what a crop makes of it.
 
     Args:
-        levels: the pixels, (H, W) or (H, W, 3), uint8; then, where they are known, those of the same image decoded
-            at a half, a quarter and an eighth.
+        levels: the pixels, (H, W) or (H, W, 3), uint8, or (H, W, C), float32; then, where they are known, those of the
+            same image decoded at a half, a quarter and an eighth.
         crop: what the image is for, None for all of it.
     """
     whole = levels[0]
     if crop is None:
-        return Image.fromarray(whole).convert("RGB")
+        return to_picture(whole)
     box = crop.choose(whole.shape[1], whole.shape[0])
     level = min(crop.reduction(box).bit_length(), len(levels)) - 1
     left, top, right, bottom = (place >> level for place in box)

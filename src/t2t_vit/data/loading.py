@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """What a loader yields. Unreadable images are left out, so that a batch may hold fewer images, or none.
 
     Attributes:
-        images: (B, C, H, W), uint8, channels innermost in memory; as `Normalize` takes them.
+        images: (B, C, H, W), uint8, or float32 of arrays, channels innermost in memory; as `Normalize` takes them.
         targets: labels, (B,), int64.
         indices: where the images are in their set, (B,), int64.
         unreadable: a sentence for each image left out, with its name and the reason.
@@ -45,12 +45,8 @@ class Batch(NamedTuple):
     unreadable: list[str]
 
 
-# Stands in for an unreadable image, so that even a batch of none has the shape of the others.
-BLANK = np.zeros((32, 32, 3), np.uint8)
-
-
 class Sample(NamedTuple):
-    image: Tensor  # (C, H, W), uint8
+    image: Tensor  # (C, H, W), uint8, or float32 of arrays
     target: int
     image_index: int
     unreadable: str | None
@@ -156,7 +152,8 @@ class DrawnImages(Dataset[Sample]):
         try:
             image = self.images.load(draw.image_index, self.crop)
         except UnreadableImage as error:
-            image, unreadable = crop_pixels([BLANK], self.crop), str(error)
+            # A blank stands in, so that even a batch of none has the shape of the others.
+            image, unreadable = crop_pixels([self.images.format.blank], self.crop), str(error)
         return Sample(self.transform(image), self.images.labels[draw.image_index], draw.image_index, unreadable)
 
 

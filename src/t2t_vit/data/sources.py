@@ -1,6 +1,7 @@
 """Data by its name: what to train on, and what to evaluate on."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -12,8 +13,9 @@ from t2t_vit.data.digits import digits_splits
 from t2t_vit.data.folders import folder_splits
 from t2t_vit.data.huggingface import hugging_face_splits
 from t2t_vit.data.images import ImageSet
+from t2t_vit.data.pixels import RGB, PixelFormat
 from t2t_vit.data.shards import shard_splits
-from t2t_vit.data.splitting import Splits, given_split, split_by_class
+from t2t_vit.data.splitting import Split, Splits, given_split, split_by_class
 from t2t_vit.errors import UserError, abbreviate, closest
 
 
@@ -46,6 +48,8 @@ class Source:
         name: the data, as the user wrote it.
         class_names: label to name; train and val agree on it.
         split: how val came about, as plain JSON values; equal records mean equal images on both sides.
+        test: images for a last look after training, where the data has such a part.
+        notes: a sentence for each thing in the data that is no part of these.
     """
 
     name: str
@@ -53,6 +57,8 @@ class Source:
     val: ImageSet
     class_names: tuple[str, ...]
     split: dict[str, Any]
+    test: ImageSet | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,41 +74,80 @@ class Evaluation:
     part: str
 
 
-def open_source(data: str, *, data_dir: str | None = None, val_fraction: float = 0.2, seed: int = 42) -> Source:
-    """The training and validation images of some data.
+def open_source(
+    data: str,
+    *,
+    data_dir: str | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 42,
+    format: PixelFormat = RGB,
+) -> Source:
+    """The training and validation images of some data, and those to test on where it has some.
 
     Args:
-        data: a name of `SOURCES`, or else a folder or a .tar file that holds train/ and val/, or class folders alone.
-            A name comes first: write ./digits for a folder of that name.
+        data: a name of `SOURCES`, or else a folder or a .tar file that holds train/ and val/, or train/ alone, or class
+            folders alone. A name comes first: write ./digits for a folder of that name.
         data_dir: where cifar10 and cifar100 are, or are put, by default data/; the cache of hfds/NAME.
         val_fraction: share of each class to split off, where val does not exist.
         seed: seed of that split.
+        format: what the images are read as.
 
     Raises:
         UserError: there is no such data, or its classes do not fit; every misfit of one kind is named at once.
     """
     splits = _open(data, data_dir)
     if splits.whole is not None:
-        class_names, images = splits.whole.read()
-        _refuse_single_images(images, class_names, splits.title)
-        train_images, val_images, split = split_by_class(images, val_fraction=val_fraction, seed=seed)
-        return Source(data, train_images, val_images, class_names, split)
+        class_names, listed = splits.whole.read()
+        _refuse_single_images(listed, class_names, splits.title)
+        train, val, record = split_by_class(listed, val_fraction=val_fraction, seed=seed)
+        read = [listed]
+    else:
+        class_names, train, val = _read_given(splits)
+        record, read = given_split(train, val), [train, val]
+    test, notes = None, splits.notes
+    if splits.test is not None:
+        test_names, test = splits.test.read()
+        if set(test_names).isdisjoint(class_names):
+            test, notes = None, (*notes, f"{splits.test.title} has none of these classes, and is left out")
+        else:
+            _refuse_other_classes(class_names, test_names, "training", splits.test)
+            read.append(test)
+    return Source(
+        name=data,
+        train=train.in_format(format),
+        val=val.in_format(format),
+        class_names=class_names,
+        split=record,
+        test=test and test.in_format(format),
+        notes=(*notes, *_name_ignored(read)),
+    )
+
+
+def _read_given(splits: Splits) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
+    """Class names, training and validation images of data that comes with both."""
     train, val = splits.train, splits.val
-    if val is None:
-        assert train is not None
-        raise UserError(
-            f"{splits.title} has train/ but neither val/ nor validation/. "
-            f"Add one, or give {train.title} to have a part of it split off for validation."
-        )
     if train is None:
+        there = val or splits.test
+        assert there is not None
         raise UserError(
-            f"{splits.title} has images to validate on but none to train on. "
-            f"Add train/, or give {val.title} to train on a part of that."
+            f"{splits.title} has images to {'validate' if val else 'test'} on but none to train on. "
+            f"Add train/, or give {there.title} to train on a part of that."
         )
+    assert val is not None  # else it is one whole
     class_names, train_images = train.read()
     val_names, val_images = val.read()
-    _refuse_other_classes(class_names, val_names, train.title, val.title)
-    return Source(data, train_images, val_images, class_names, given_split(train_images, val_images))
+    _refuse_other_classes(class_names, val_names, train.title, val)
+    return class_names, train_images, val_images
+
+
+def _name_ignored(read: Sequence[ImageSet]) -> list[str]:
+    """A sentence about the files that are no images, if there are any."""
+    ignored = sum((Counter(images.ignored) for images in read), Counter[str]())
+    if not ignored:
+        return []
+    kinds = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
+    named = abbreviate(f"{kind} {ignored[kind]:,}" for kind in kinds)
+    return [f"{ignored.total():,} files of other kinds are ignored: {named}"]
 
 
 def open_evaluation(
@@ -110,8 +155,8 @@ def open_evaluation(
 ) -> Evaluation:
     """The images of some data to measure a trained model on.
 
-    They are the validation images where the data has some. Data that is one whole counts whole, unless training split
-    it: then its validation part counts. Of digits only the validation part ever counts.
+    They are the validation images where the data has some, else its test images. Data that is one whole counts whole,
+    unless training split it: then its validation part counts. Of digits only the validation part ever counts.
 
     Args:
         data: as for `open_source`.
@@ -122,11 +167,11 @@ def open_evaluation(
         UserError: as `open_source`.
     """
     splits = _open(data, data_dir)
-    if splits.val is not None:
-        class_names, images = splits.val.read()
-        return Evaluation(images, class_names, splits.val.title)
-    if splits.whole is None:
-        raise UserError(f"{splits.title} has train/ but neither val/ nor validation/. Give the folder to evaluate on.")
+    given = splits.val or splits.test
+    if given is not None:
+        class_names, images = given.read()
+        return Evaluation(images, class_names, given.title)
+    assert splits.whole is not None
     class_names, images = splits.whole.read()
     known = trained_split or {}
     settings = {key: known[key] for key in ("val_fraction", "seed") if key in known}
@@ -155,16 +200,16 @@ def _open(data: str, data_dir: str | None) -> Splits:
     return find_splits(data)
 
 
-def _refuse_other_classes(train: Sequence[str], val: Sequence[str], train_title: str, val_title: str) -> None:
-    missing = [name for name in train if name not in set(val)]
-    extra = [name for name in val if name not in set(train)]
+def _refuse_other_classes(train: Sequence[str], found: Sequence[str], train_title: str, part: Split) -> None:
+    missing = [name for name in train if name not in set(found)]
+    extra = [name for name in found if name not in set(train)]
     differences = [f"lacks {abbreviate(missing)}"] * bool(missing) + [f"has {abbreviate(extra)} besides"] * bool(extra)
     if differences:
         raise UserError(
-            f"The classes of {val_title} must be those of {train_title}, but it {' and '.join(differences)}. "
+            f"The classes of {part.title} must be those of {train_title}, but it {' and '.join(differences)}. "
             "Rename, add or remove classes until they agree."
         )
-    assert list(train) == list(val)
+    assert list(train) == list(found)
 
 
 def other_classes(found: Sequence[str], expected: Sequence[str]) -> str:

@@ -31,14 +31,18 @@ class Splits:
 
     Attributes:
         title: what a message calls the data.
+        test: what is looked at once, after training.
         always_split: whether evaluation, too, takes only what is split off the whole for validation.
+        notes: a sentence for each thing in the data that is no part of these.
     """
 
     title: str
     train: Split | None = None
     val: Split | None = None
     whole: Split | None = None
+    test: Split | None = None
     always_split: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def split_by_class(images: ImageSet, *, val_fraction: float, seed: int) -> tuple[ImageSet, ImageSet, dict[str, Any]]:

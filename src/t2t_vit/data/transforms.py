@@ -5,7 +5,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from timm.data.transforms_factory import create_transform
@@ -15,13 +14,14 @@ from torchvision.transforms import Compose, Grayscale, InterpolationMode, Random
 from t2t_vit.data.crops import ScaledCrop
 from t2t_vit.errors import UserError
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]
+"""From an RGB image to (C, H, W), uint8, or from an array of channels to one of another size, float32."""
 
 
 def train_transform(
     data_config: Mapping[str, Any], *, crop_padding: float | None = None, affine: float = 0.0, **augmentation: Any
 ) -> tuple[ScaledCrop | None, Transform]:
-    """timm's training augmentation without random erasing: a crop, and a transform from RGB image to uint8 tensor.
+    """timm's training augmentation without random erasing: a crop, and a transform of what it leaves.
 
     Args:
         data_config: input_size (C, H, W), mean, std and whatever else timm's data configuration holds.
@@ -43,7 +43,9 @@ def train_transform(
         raise UserError(f"timm refuses these augmentation settings: {augmentation}. {error}") from error
     if affine > 0:
         share, degrees = 0.1 * affine, 15 * affine
-        fill = [round(255 * mean) for mean in _statistics(data_config)[0]]  # as timm's policies fill
+        is_array = data_config["input_size"][0] not in (1, 3)
+        means = _statistics(data_config)[0]
+        fill = list(means) if is_array else [round(255 * mean) for mean in means]  # as timm's policies fill
         zoom, bilinear = (1 - share, 1 + share), InterpolationMode.BILINEAR
         steps.insert(-1, RandomAffine(degrees, (share, share), zoom, degrees, interpolation=bilinear, fill=fill))
     place = next((i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation)), None)
@@ -59,7 +61,7 @@ def train_transform(
 
 
 def eval_transform(data_config: Mapping[str, Any]) -> Transform:
-    """timm's resize and centre crop, from RGB image to uint8 tensor.
+    """timm's resize and centre crop.
 
     Args:
         data_config: input_size (C, H, W), mean, std, crop_pct, interpolation: timm's data configuration.
@@ -70,23 +72,24 @@ def eval_transform(data_config: Mapping[str, Any]) -> Transform:
 def _steps(settings: Mapping[str, Any]) -> list[Any]:
     """timm's transforms of one image, without its normalisation."""
     mean, _ = _statistics(settings)
-    steps = create_transform(**{**settings, "mean": mean}, normalize=False).transforms
-    return steps if settings["input_size"][0] == 3 else [Grayscale(), *steps]
+    timms = {key: value for key, value in settings.items() if key != "background"}
+    steps = create_transform(**{**timms, "mean": mean}, normalize=False).transforms
+    return [Grayscale(), *steps] if settings["input_size"][0] == 1 else steps
 
 
 def _statistics(settings: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of each channel of the input."""
-    in_chans = settings["input_size"][0]
-    if in_chans == 3:
-        return settings["mean"], settings["std"]
-    if in_chans != 1:
-        raise UserError(f"Images have 3 channels, or 1 in grey, got in_chans={in_chans}.")
-    # timm's loader averages them too where the image has fewer channels than they have.
-    return (fmean(settings["mean"]),), (fmean(settings["std"]),)
+    in_chans, mean, std = settings["input_size"][0], settings["mean"], settings["std"]
+    if in_chans == 1:
+        # timm's loader averages them too where the image has fewer channels than they have.
+        return (fmean(mean),), (fmean(std),)
+    if len(mean) != in_chans:
+        raise UserError(f"Expected mean and std of {in_chans} channels, got {len(mean)} in the data configuration.")
+    return mean, std
 
 
 class Normalize:
-    """Turns images of bytes into what a network takes: (images / 255 - mean) / std, on its device.
+    """Turns images into what a network takes, on its device: (images - mean) / std, where bytes are divided by 255.
 
     Args:
         data_config: input_size (C, H, W), mean, std: timm's data configuration.
@@ -102,9 +105,10 @@ class Normalize:
         self.erase = RandomErasing(re_prob, mode="pixel", device=device) if re_prob > 0 else None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W), uint8, anywhere, to float32 on the device."""
+        """(B, C, H, W), uint8 or float32, anywhere, to float32 on the device."""
+        scale = 255 if images.dtype == torch.uint8 else 1
         images = images.to(self.device, non_blocking=True)
-        images = images.to(torch.float32, memory_format=torch.contiguous_format)
+        images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         # The steps of torchvision's ToTensor and Normalize, so that the numbers are the same to the last bit.
-        images = images.div_(255).sub_(self.mean).div_(self.std)
+        images = images.div_(scale).sub_(self.mean).div_(self.std)
         return images if self.erase is None else self.erase(images)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from t2t_vit.data.config import BACKGROUND_HELP
 from t2t_vit.options import Settings, argument, option
 
 
@@ -12,6 +13,7 @@ class PredictConfig(Settings):
     images: tuple[str, ...] = argument("image files, and folders of them", metavar="IMAGE")
     checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH")
     top_k: int = option(5, "labels to show for each image, the likeliest first", metavar="K", at_least=1)
+    background: str | None = option(None, f"{BACKGROUND_HELP}; by default the checkpoint's", metavar="COLOUR")
     json: bool = option(False, "print JSON")
     batch_size: int = option(32, "images per step", short="b", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")

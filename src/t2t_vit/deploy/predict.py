@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from t2t_vit.data.images import image_extensions
 from t2t_vit.deploy.config import PredictConfig
 from t2t_vit.errors import UserError
 from t2t_vit.inference.predictor import Prediction, Predictor
@@ -21,7 +20,7 @@ def predict(config: PredictConfig) -> None:
             all others were.
     """
     paths = find_images(config.images)
-    predictor = Predictor(config.checkpoint, device=config.device)
+    predictor = Predictor(config.checkpoint, device=config.device, background=config.background)
     print(predictor.checkpoint.report, file=sys.stderr)
     done = []
     for prediction in predictor(paths, config.top_k, batch_size=config.batch_size):
@@ -50,7 +49,7 @@ def find_images(words: Sequence[str]) -> list[Path]:
     for path in paths:
         images = _images_below(path) if path.is_dir() else [path]
         if not images:
-            raise UserError(f"The folder {path} holds no image ({' '.join(IMG_EXTENSIONS)}).")
+            raise UserError(f"The folder {path} holds no image (.jpg, .png, .webp, .tif, .npy or others).")
         found += images
     return found
 
@@ -60,7 +59,7 @@ def _images_below(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMG_EXTENSIONS
+        if path.suffix.lower() in image_extensions()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from t2t_vit.data.config import DATA_DIR_HELP, DATA_HELP
+from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, DATA_HELP
 from t2t_vit.options import Settings, argument, option
 
 
@@ -17,6 +17,7 @@ class EvalConfig(Settings):
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     model: str | None = option(None, "the network; by default the one that the file is for")
     img_size: int | tuple[int, int] | None = option(None, "side, or height and width, in pixels", at_least=1)
+    background: str | None = option(None, f"{BACKGROUND_HELP}; by default the checkpoint's", metavar="COLOUR")
     batch_size: int = option(64, "images at a time", short="b", at_least=1)
     use_ema: bool = option(True, "take the moving average of the weights where the file has one")
     skip_unreadable: bool = option(False, "leave out images that cannot be read, instead of refusing")

@@ -107,7 +107,14 @@ def _machine_of(config: EvalConfig) -> Machine:
 
 def _evaluate(config: EvalConfig, machine: Machine, display: Display) -> Accuracy:
     size = {} if config.img_size is None else {"img_size": to_2tuple(config.img_size)}
-    predictor = Predictor(config.checkpoint, machine=machine, model=config.model, use_ema=config.use_ema, **size)
+    predictor = Predictor(
+        config.checkpoint,
+        machine=machine,
+        background=config.background,
+        model=config.model,
+        use_ema=config.use_ema,
+        **size,
+    )
     display.say(str(predictor.checkpoint.report))
     trained_split = predictor.checkpoint.extra.get("split")
     evaluation = machine.main_process_first(

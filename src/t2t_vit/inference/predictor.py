@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
-from t2t_vit.data.images import ImageSet, read_image
+from t2t_vit.data.images import ImageSet, convert_image, read_image
 from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loader
+from t2t_vit.data.pixels import RGB, Picture, PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import Checkpoint
@@ -54,6 +55,7 @@ class Predictor:
         device: a torch device, or "auto" for the GPU where there is one.
         amp: half precision; None takes it where the hardware is quicker at it.
         machine: what `find_machine` returned, instead of `device` and `amp`.
+        background: the colour behind transparent pixels; by default the checkpoint's, else white.
         data_config: timm's data configuration; by default the checkpoint's, else the network's.
         class_names: by default the checkpoint's, else ImageNet's for a network of that many classes, else numbers.
         build: arguments of `load_model` for a checkpoint, such as `use_ema` or `img_size`.
@@ -72,6 +74,7 @@ class Predictor:
         device: str = "auto",
         amp: bool | None = False,
         machine: Machine | None = None,
+        background: str | None = None,
         data_config: dict[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
         **build: Any,
@@ -90,6 +93,8 @@ class Predictor:
             self.network.to(self.machine.device)
         if data_config is None:
             data_config = data_config_of(self.network, **(self.checkpoint.data_config or {}))
+        if background is not None:
+            data_config = {**data_config, "background": background}
         self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
         self.class_names = tuple(class_names or self.checkpoint.class_names or _published_class_names(self.network))
 
@@ -202,7 +207,7 @@ def evaluation_loader(
 ) -> "DataLoader[Batch]":
     """Every image once, over all processes, resized and cropped as the data configuration says."""
     return make_loader(
-        DrawnImages(images, eval_transform(data_config)),
+        DrawnImages(images.in_format(PixelFormat.of(data_config)), eval_transform(data_config)),
         EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",
@@ -220,9 +225,18 @@ def _image_set(images: Sequence[ImageOrPath]) -> ImageSet:
         getattr(image, "filename", "") or f"image {row}" if isinstance(image, Image.Image) else os.fspath(image)
         for row, image in enumerate(images)
     ]
-    return ImageSet(names, [0] * len(names), partial(_load, images))
+    return ImageSet(names, [0] * len(names), partial(_load, images, names))
 
 
-def _load(images: Sequence[ImageOrPath], row: int, crop: Crop | None = None) -> Image.Image:
+def _load(
+    images: Sequence[ImageOrPath],
+    names: Sequence[str],
+    row: int,
+    crop: Crop | None = None,
+    *,
+    format: PixelFormat = RGB,
+) -> Picture:
     image = images[row]
-    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(os.fspath(image), crop)
+    if isinstance(image, Image.Image):
+        return convert_image(image, name=names[row], format=format)
+    return read_image(os.fspath(image), crop, format=format)

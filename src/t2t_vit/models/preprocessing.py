@@ -10,7 +10,7 @@ from t2t_vit.models.checkpoint_formats import DATA_KEYS
 
 
 def data_config_of(network: nn.Module, **known: Any) -> dict[str, Any]:
-    """timm's data configuration of a network: input_size, mean, std, crop_pct and interpolation.
+    """timm's data configuration of a network: input_size, mean, std, crop_pct and interpolation; and the background.
 
     Args:
         network: gives its input channels and, where it takes one size only, its image size; its pretrained
@@ -22,4 +22,4 @@ def data_config_of(network: nn.Module, **known: Any) -> dict[str, Any]:
     if own["fixed_input_size"] or "input_size" not in known:
         known["input_size"] = own["input_size"]
     config = resolve_model_data_config(network, args=known)
-    return {key: config[key] for key in DATA_KEYS}
+    return {key: config[key] for key in DATA_KEYS} | {"background": known.get("background", "white")}

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 import t2t_vit
 from t2t_vit.data.images import UnreadableImage
+from t2t_vit.data.pixels import as_seen
 from t2t_vit.pictures.figures import confusion_svg, curves_svg, draw_accuracies, draw_losses
 from t2t_vit.pictures.report import Answer, RunSummary
 from t2t_vit.pictures.style import DARK, LIGHT
@@ -84,7 +85,7 @@ def _mistakes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, A
 def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
     """An image with its prediction and its label; None where the image can no longer be read."""
     try:
-        image = summary.images.load(prediction.image_index)
+        image = as_seen(summary.images.load(prediction.image_index))
     except UnreadableImage:
         return None
     small = 2 * min(image.size) < THUMBNAIL_PX

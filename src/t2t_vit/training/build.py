@@ -43,9 +43,10 @@ def build_network(
     Raises:
         UserError: for an image size or a checkpoint that does not fit.
     """
+    channels = {} if config.in_chans == 3 else {"in_chans": config.in_chans}
     size = {"img_size": config.img_size and to_2tuple(config.img_size)}
     resolved = resolve_model_input_args(name, size, num_classes=len(class_names))
-    model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved}
+    model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved} | channels
     model: Any = create_model(name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path)
     report = _start_from(config.checkpoint, model, class_names) if config.checkpoint and not goes_on else None
     if config.freeze_backbone:
@@ -107,11 +108,11 @@ def _build_teacher(config: TrainConfig, student: nn.Module, class_names: Sequenc
     teacher: Any
     theirs = None
     if config.teacher_checkpoint:
-        teacher, checkpoint = load_model(config.teacher_checkpoint, model=config.teacher)
+        teacher, checkpoint = load_model(config.teacher_checkpoint, model=config.teacher, in_chans=config.in_chans)
         theirs = checkpoint.class_names
     else:
         try:
-            teacher = create_model(config.teacher, pretrained=True)
+            teacher = create_model(config.teacher, pretrained=True, in_chans=config.in_chans)
         except (RuntimeError, OSError) as error:  # there are none, or no network
             raise UserError(
                 f"The teacher {config.teacher} comes without weights: {error}. Give them with --teacher-checkpoint."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from t2t_vit.data.config import DATA_DIR_HELP, DATA_HELP, VAL_FRACTION_HELP
+from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, DATA_HELP, IN_CHANS_HELP, VAL_FRACTION_HELP
 from t2t_vit.errors import UserError
 from t2t_vit.options import Settings, argument, option, read_settings
 from t2t_vit.training.recipes import RECIPES, recipe_for
@@ -30,6 +30,8 @@ class TrainConfig(Settings):
     img_size: int | tuple[int, int] | None = option(
         None, "side, or height and width, of the images in pixels; by default chosen, or the model's own", at_least=1
     )
+    in_chans: int = option(3, IN_CHANS_HELP, at_least=1)
+    background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     checkpoint: str | None = option(
@@ -162,6 +164,8 @@ class TrainConfig(Settings):
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Values for what the user left open: the recipe's, or those that a run to be resumed was started with."""
         values = recipe_for(given.get("recipe", cls.recipe), given=given)  # cls.recipe is the default of the field
+        if given.get("in_chans", 3) not in (1, 3):
+            values |= {"aa": None, "color_jitter": None}  # they know colours, and nothing of other channels
         if given.get("resume") and ("data" in given or "output" in given):
             known = {"data": ""} | values | dict(given)
             file = Path(run_directory(known["data"], known.get("model"), known.get("output"))) / CONFIG_FILE
@@ -186,7 +190,9 @@ class TrainConfig(Settings):
                 f"--warmup-epochs {self.warmup_epochs} and --cooldown-epochs {self.cooldown_epochs} "
                 f"leave none of --epochs {self.epochs} between them."
             )
-        if "color_jitter" in self.changed and "3a" not in (self.aa or "3a"):
+        if self.in_chans not in (1, 3) and (self.aa or self.color_jitter):
+            yield f"--aa and --color-jitter change colours, and have no effect on --in-chans {self.in_chans}."
+        elif "color_jitter" in self.changed and "3a" not in (self.aa or "3a"):
             yield f"--color-jitter has no effect beside --aa {self.aa}."
 
     @property

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import first_look
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, EvaluationBatches, make_loader
+from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.sources import Source, open_source
+from t2t_vit.data.statistics import measure_channels
 from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError
 from t2t_vit.models.names import resolve_name
@@ -149,6 +151,8 @@ class Run:
         how = ""
         if split["kind"] == "stratified":
             how = f"{split['val_fraction']:.0%} of each class split off for validation with seed {split['seed']}\n"
+        if self.source.train.format.is_array:
+            how += "no colour jitter and no --aa: they change colours, not channels\n"
         return (
             f"{self.model_name}, {trained:,} trained parameters, {height} x {width} pixels, on {self.machine}\n"
             f"{how}"
@@ -175,7 +179,7 @@ def setup(config: TrainConfig) -> Run:
     on_cpu = machine.device.type == "cpu"
     is_open = config.batch_size is None
     config, reasons = machine.ask_main_process(
-        lambda: choose(config, source.train, on_cpu=on_cpu, processes=machine.world_size)
+        lambda: choose(config, source, on_cpu=on_cpu, processes=machine.world_size)
     )
     notes += [f"chosen: {reason}" for reason in reasons]
 
@@ -195,7 +199,11 @@ def setup(config: TrainConfig) -> Run:
     assert config.batch_size is not None
     if warning := too_few_tokens(name, model):
         notes.append(f"warning: {warning}")
-    data_config = data_config_of(model, img_size=config.img_size, crop_pct=config.crop_pct)
+    # ImageNet's mean and deviation are those of colours.
+    channels = {} if config.in_chans == 3 else machine.ask_main_process(lambda: measure_channels(source.train))
+    data_config = data_config_of(
+        model, img_size=config.img_size, crop_pct=config.crop_pct, background=config.background, **channels
+    )
     batches = EpochBatches(
         len(source.train),
         batch_size=config.batch_size,
@@ -269,7 +277,12 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
 
 def _open_source(config: TrainConfig, machine: Machine) -> Source:
     source = machine.main_process_first(
-        lambda: open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction)
+        lambda: open_source(
+            config.data,
+            data_dir=config.data_dir,
+            val_fraction=config.val_fraction,
+            format=PixelFormat(config.in_chans, config.background),
+        )
     )
     if source.split["kind"] == "given" and "val_fraction" in config.changed:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
