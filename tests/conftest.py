@@ -1,9 +1,13 @@
 """What every test lives with: one thread, no network beyond this machine; and a run that takes a second."""
 
+import contextlib
+import http.server
 import os
 import socket
+import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,51 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A server on loopback: its `url`, the `files` it has, and the `requests` for them. torch.hub's cache is empty.
+
+    A file whose name says so is cut off, or slow. Whatever it is, it is said to be plain text.
+    """
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    files: dict[str, bytes] = {}
+    requests: list[str] = []
+    stopped = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            if self.path not in files:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(files[self.path]) + (100 if "cut" in self.path else 0)))
+            self.end_headers()
+            for byte in files[self.path] if "slow" in self.path else ():
+                self.wfile.write(bytes([byte]))
+                if stopped.wait(0.05):
+                    return
+            self.wfile.write(files[self.path])
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # the reader has left
+                super().handle()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", files=files, requests=requests)
+    stopped.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def _draw(path: Path, label: int, seed: int) -> None:

@@ -114,7 +114,7 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(
         ("eval digits --checkpoint x -b 0", "--batch-size must be at least 1, got 0."),
         ("eval digits --checkpoint x --no-amp --amp-dtype float16", "--amp-dtype has no effect beside --no-amp."),
         ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, got 0."),
-        ("compare t2t_vit_7", "t2t_vit_7 is a model, and no data to train on: t2t-vit compare --models t2t_vit_7"),
+        ("compare t2t_vit_7", "DATA: there is no file or folder t2t_vit_7. Expected data to train on, as for "),
         ("compare --epochs 3", "--epochs has no effect without DATA."),
         ("benchmark --compile-mode max-autotune", "--compile-mode has no effect without --compile."),
         ("benchmark -b 8 0 --plot a.pdf", "--batch-size must be at least 1, got 8 0. --plot must be a .png or "),
@@ -128,6 +128,22 @@ def test_a_mistake_is_told_before_anything_is_done(words: str, message: str, cap
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith(f"t2t-vit: error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train NO/SUCH/FOLDER", "DATA: there is no file or folder NO/SUCH/FOLDER. Expected a folder with train/"),
+        ("train digitz --checkpoint no.pt", "DATA: there is no file or folder digitz. Did you mean digits? --check"),
+        ("eval digits --checkpoint no.pt", "--checkpoint: there is no file or folder no.pt. Expected weights"),
+        ("predict no.jpg no.png --checkpoint .", "IMAGE: there is no file or folder no.jpg, no.png. Expected image"),
+    ],
+)  # fmt: skip
+def test_a_wrong_path_is_told_without_waiting_for_torch(words: str, message: str):
+    program = "import sys; from t2t_vit import cli; sys.exit(cli.main(sys.argv[1:]) + 10 * ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program, *words.split()], capture_output=True, text=True)
+    assert done.stderr.startswith(f"t2t-vit: error: {message}")
+    assert done.returncode == 2
 
 
 def test_ctrl_c_is_quiet(greet: Callable[..., None], capsys: pytest.CaptureFixture[str]):

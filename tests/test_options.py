@@ -6,7 +6,7 @@ import pytest
 
 from t2t_vit.errors import UserError
 from t2t_vit.flags import parse
-from t2t_vit.options import Settings, argument, configure, option
+from t2t_vit.options import URLS, Settings, argument, configure, option, refuse_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,3 +146,27 @@ def test_what_was_given_is_no_setting():
     assert config == Config(epochs=20)
     assert replace(config, lr=0.2).given == {"epochs"}
     assert Config().given == frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths(Settings):
+    """Settings that name files."""
+
+    data: str = argument("a folder, or digits", exists=("digits", "wds/"))
+    images: tuple[str, ...] = option((), "image files", exists=())
+    weights: str | None = option("no/default.pt", "a path or a URL", exists=URLS)
+
+
+def test_paths_that_do_not_exist_are_told_together(tmp_path):
+    (tmp_path / "a.png").touch()
+    there = str(tmp_path / "a.png")
+    for data, weights in (("digits", None), ("wds/any", "https://host/x.pt"), (str(tmp_path), there)):
+        refuse_missing(configure(Paths, data=data, images=there, weights=weights))
+    refuse_missing(configure(Paths, data="digits"))  # a default is nobody's mistake
+    with pytest.raises(UserError) as caught:
+        refuse_missing(configure(Paths, data="digit", images=["b.png", there, "c.png"], weights="ftp://host"))
+    assert str(caught.value) == (
+        "DATA: there is no file or folder digit. Did you mean digits? "
+        "--images: there is no file or folder b.png, c.png. Expected image files. "
+        "--weights: there is no file or folder ftp://host. Expected a path or a URL."
+    )

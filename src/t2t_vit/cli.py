@@ -142,6 +142,7 @@ def _run(argv: Sequence[str]) -> int:
     # here, so that `t2t-vit --help` does not wait for YAML
     from t2t_vit import old_flags
     from t2t_vit.flags import parse
+    from t2t_vit.options import refuse_missing
 
     command = COMMANDS[name]
     config = parse(
@@ -151,6 +152,8 @@ def _run(argv: Sequence[str]) -> int:
         epilog=f"Example: t2t-vit {command.example}",
         advise=old_flags.advise,
     )
+    if not getattr(config, "show", False):  # which opens nothing
+        refuse_missing(config)
     return pkgutil.resolve_name(command.run)(config) or 0
 
 

@@ -26,13 +26,12 @@ UNCHANGED = (
     "-c", "--config", "--crop-pct", "--opt", "--momentum", "--weight-decay", "--clip-grad", "--warmup-lr",
     "--min-lr", "--warmup-epochs", "--scale", "--ratio", "--hflip", "--vflip", "--aa", "--reprob", "--mixup",
     "--cutmix", "--mixup-switch-prob", "--mixup-off-epoch", "--smoothing", "--drop", "--drop-path",
-    "--model-ema-decay", "--seed", "-j", "--workers", "--channels-last",
+    "--model-ema-decay", "--pretrained", "--seed", "-j", "--workers", "--channels-last",
 )  # fmt: skip
 """Flags that mean here what they mean there."""
 
 _ROWS = (
     ("--model", "--model", "T2t_vit_14 is understood too"),
-    ("--pretrained", "--checkpoint", "with the path or the address of a released file"),
     ("--initial-checkpoint", "--checkpoint", ""),
     ("-r --resume", "--resume", "without a path: it continues the run in --output"),
     ("--eval_checkpoint", "t2t-vit eval --checkpoint", ""),

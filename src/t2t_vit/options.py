@@ -22,6 +22,7 @@ or a union of such types and None. Its rule stands beside it. Every rule that is
 
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import os
@@ -66,7 +67,7 @@ class Settings:
         """A sentence for every problem that no rule of one field tells."""
         return ()
 
-    @property
+    @functools.cached_property  # defaults may follow from a file
     def changed(self) -> set[str]:
         """The names of the settings that the user set to another value than they would have had."""
         given = {name: getattr(self, name) for name in self.given}
@@ -84,6 +85,8 @@ class Rule(TypedDict, total=False):
         writes: the value is a file to be written, with one of these endings; () allows any.
         needs: what must be switched on for an effect: "teacher", "mixup or cutmix", "mixup and cutmix".
         unless: what must be switched off for an effect: "crop_padding", "freeze_backbone or layer_decay".
+        exists: the value is a file or a folder, or one of these names; a name that ends in / stands for all that begin
+            so. `refuse_missing` checks it.
     """
 
     at_least: float | str
@@ -94,8 +97,11 @@ class Rule(TypedDict, total=False):
     writes: tuple[str, ...]
     needs: str
     unless: str
+    exists: Collection[str]
 
 
+URLS = ("http://", "https://")
+"""What `exists` allows where an address may stand for a path."""
 ARGUMENTS = "Arguments"
 RELATIONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
@@ -126,9 +132,9 @@ def option(
     return _field(default, {**about, "rule": rule})
 
 
-def argument(help: str, *, default: Any = ..., metavar: str | None = None) -> Any:
+def argument(help: str, *, default: Any = ..., metavar: str | None = None, **rule: Unpack[Rule]) -> Any:
     """A dataclass field that the command line gives by its place; required unless it has a default."""
-    return _field(default, {"help": help, "metavar": metavar, "heading": ARGUMENTS})
+    return _field(default, {"help": help, "metavar": metavar, "heading": ARGUMENTS, "rule": rule})
 
 
 def _field(default: Any, about: dict[str, Any]) -> Any:
@@ -176,6 +182,31 @@ def build(cls: type[Config], given: Mapping[str, Any], *, sources: Mapping[str, 
     config = cls(**values, given=frozenset(typed))
     _refuse(config.contradictions())
     return config
+
+
+def refuse_missing(config: Settings) -> None:
+    """Refuses settings that were given and name files that do not exist, before anything is imported to read them.
+
+    Raises:
+        UserError: when there are some; all in one message.
+    """
+    problems = []
+    for name, option in options_of(type(config)).items():
+        value, names = getattr(config, name), option.rule.get("exists")
+        if name not in config.given or value is None or names is None:
+            continue
+        if absent := [path for path in (value if isinstance(value, tuple) else [value]) if missing(path, names)]:
+            near = difflib.get_close_matches(absent[0], names, n=1)
+            meant = f"Did you mean {near[0]}?" if near else f"Expected {option.help}."
+            problems.append(f"{option.flag}: there is no file or folder {abbreviate(absent)}. {meant}")
+    _refuse(problems)
+
+
+def missing(path: str, names: Collection[str]) -> bool:
+    """Whether a path exists neither as a file or a folder nor among these names, as `Rule` has them."""
+    if path in names or path.startswith(tuple(name for name in names if name.endswith("/"))):
+        return False
+    return not os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111 (a name may be too long for a Path)
 
 
 def _usual(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -193,6 +193,14 @@ def test_what_has_too_many_pixels_is_unreadable(size):
     assert file_images(lambda index: png_that_claims(*size).getvalue(), ["a"], [0]).read_size(0) == size[::-1]
 
 
+def test_large_parts_are_converted_in_strips(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (33, 40, 4), dtype=np.uint8)
+    file, crop = encoded(Image.fromarray(pixels), "png"), Part((3, 2, 33, 31))
+    whole = read_image(file, crop)
+    monkeypatch.setattr("t2t_vit.data.images.STRIP_PIXELS", 100)
+    assert same(read_image(file, crop), whole)
+
+
 def test_a_jpeg_of_too_many_pixels_is_decoded_smaller(monkeypatch):
     monkeypatch.setattr("t2t_vit.data.images.MAX_PIXELS", 48 * 32 // 5)  # a half is too large as well
     file = encoded(four_corners(), "jpeg")

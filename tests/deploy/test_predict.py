@@ -1,5 +1,6 @@
 """Labels of images as `t2t-vit predict` prints them."""
 
+import csv
 import json
 
 import numpy as np
@@ -58,9 +59,28 @@ def test_unreadable_images_are_named_after_the_others_were_predicted(small_check
     assert error.startswith(f"t2t-vit: error: 1 of 4 images could not be read: {images / 'cut.png'} is not a readable")
 
 
-def test_a_path_that_does_not_exist_is_told_first(images):
-    with pytest.raises(UserError, match=r"these do not exist: .*/x\.png, .*/y\.png\."):
-        find_images([str(images / "x.png"), str(images), str(images / "y.png")])
+def test_images_come_from_addresses_too(small_checkpoint, images, site, capsys):
+    site.files |= {"/a": (images / "a.PNG").read_bytes(), "/page.png": b"<html>"}
+    assert predict(small_checkpoint, f"{site.url}/page.png", f"{site.url}/a", f"{site.url}/none", "--json") == 2
+    page, found, none = json.loads(capsys.readouterr().out)
+    assert found["image"] == f"{site.url}/a"
+    expected = Predictor(small_checkpoint, device="cpu")(images / "a.PNG").labels
+    assert [(label["label"], label["probability"]) for label in found["labels"]] == expected
+    assert page["error"] == f"{site.url}/page.png is not a readable image: no image format that Pillow knows"
+    assert none["error"] == f"{site.url}/none is not a readable image: it could not be downloaded: Not Found"
+
+
+def test_written_as_a_table(small_checkpoint, images, tmp_path, capsys):
+    table = tmp_path / "labels.csv"
+    assert predict(small_checkpoint, images / "a.PNG", images / "notes.txt", "--csv", table, "--top-k", "2") == 2
+    (best, first), (second, other) = Predictor(small_checkpoint, device="cpu")(images / "a.PNG", top_k=2).labels
+    with table.open(newline="") as file:
+        header, row, broken = csv.reader(file)
+    assert header == ["name", "label", "probability", "label_2", "probability_2", "error"]
+    assert row == [str(images / "a.PNG"), best, str(first), second, str(other), ""]
+    assert broken[0] == str(images / "notes.txt")
+    assert "no image format" in broken[-1]
+    assert best in capsys.readouterr().out
 
 
 def test_a_folder_without_images(tmp_path):

@@ -54,7 +54,8 @@ def trained(monkeypatch):
         )
         torch.save({**about, "state_dict": model.state_dict(), "split": source.split}, output / "best.pt")
         best = 50.0 + len(configs)
-        metrics = [{"epoch": 0, "val_top1": 10.0}, {"epoch": 1, "val_top1": 20.0, "ema_top1": best}]
+        metrics = [{"epoch": 0, "step": 5, "val_top1": 10.0, "val_images": 9}]
+        metrics.append({"epoch": 1, "step": 10, "val_top1": 20.0, "ema_top1": best, "val_images": 9})
         return TrainResult(output=output, metrics=metrics, best_top1=best, seconds=12.5)
 
     monkeypatch.setattr(module, "run_training", train)
@@ -99,11 +100,12 @@ def test_table_and_picture(data, trained, tmp_path, capsys, monkeypatch):
     assert [(row["model"], float(row["top1_percent"]), float(row["seconds"])) for row in rows] == [
         (MODELS[0], 51.0, 12.5), (MODELS[1], 52.0, 12.5),
     ]  # fmt: skip
+    assert [row["img_size"] for row in rows] == ["32x32", "32x32"]
     # One block, two classes and 32 pixels, as in the checkpoint, not the seven of the model's name.
     assert int(rows[0]["parameters"]) < describe(MODELS[0]).parameters / 3
     assert int(rows[0]["macs"]) > int(rows[1]["macs"]) > 0
 
-    assert drawn["curves"] == {MODELS[0]: [10.0, 51.0], MODELS[1]: [10.0, 52.0]}
+    assert drawn["curves"] == {MODELS[0]: {5: 10.0, 10: 51.0}, MODELS[1]: {5: 10.0, 10: 52.0}}
     assert drawn["sheet_title"] == "t2t_vit_7_no_t2t on validation images"  # the best of the two
     assert drawn["sheet_note"] == "4 of 4 images; 2 mistakes, all of them framed here"
     assert [(sample.predicted, sample.label) for sample in drawn["samples"]] == [
@@ -112,7 +114,7 @@ def test_table_and_picture(data, trained, tmp_path, capsys, monkeypatch):
     assert [np.asarray(sample.image).mean() < 100 for sample in drawn["samples"]] == [True, True, False, False]
 
     printed = capsys.readouterr().out
-    assert [line.split()[:2] for line in printed.splitlines() if "32px " in line] == [["t2t_vit_7_32px", "51.00"]]
+    assert [line.split()[:3] for line in printed.splitlines() if "32px " in line] == [["t2t_vit_7_32px", "51.00", "32"]]
     assert str(tmp_path / "out" / "comparison.csv") in printed
     assert str(tmp_path / "out" / "comparison.png") in printed
 

@@ -1,9 +1,11 @@
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from timm.utils import AttentionExtract
 
 from t2t_vit.models import attention as module
-from t2t_vit.models.attention import attention
+from t2t_vit.models.attention import SoftmaxAttention, attention
 
 SHAPE = (2, 3, 20, 8)  # (B, heads, N, D)
 
@@ -72,3 +74,32 @@ def test_autocast_chooses_the_type_as_for_the_fused_kernel(monkeypatch):
             attention(q, k, v, scale=0.3)
         attention(q, k, v, scale=0.3)
     assert fused == [torch.float32, torch.float64, torch.float64]
+
+
+def test_fused_and_plain_attention_agree():
+    layer = SoftmaxAttention(num_heads=4, scale=0.5)
+    q, k, v = torch.randn(3, 2, 7, 16)
+    fused = layer.attend(q, k, v)
+    layer.fused_attn = False
+    torch.testing.assert_close(layer.attend(q, k, v), fused)
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_t_14", "t2t_vit_14_se", "t2t_vit_16_ghost"])
+def test_timm_extracts_the_attention_by_its_own_names(name):
+    model = timm.create_model(name, depth=2, num_classes=3, img_size=32)
+    attentions = {key: layer for key, layer in model.named_modules() if isinstance(layer, SoftmaxAttention)}
+    images = torch.randn(2, 3, 32, 32)
+    fused = model.eval()(images)
+    for layer in attentions.values():
+        layer.fused_attn = False
+    traced = AttentionExtract(model, method="fx")(images)
+    hooked = AttentionExtract(model, method="hook")(images)
+    assert [*traced] == [f"{key}.softmax" for key in attentions]
+    assert [*hooked] == [f"{key}.attn_drop" for key in attentions]
+    assert {"blocks.0.attn.softmax", "blocks.1.attn.softmax"} <= traced.keys()
+    assert ("tokens_to_token.attention1.attn.softmax" in traced) == (name == "t2t_vit_t_14")
+    for weights, same in zip(traced.values(), hooked.values(), strict=True):
+        assert torch.equal(weights, same)
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+    assert traced["blocks.1.attn.softmax"].shape == (2, 6, 5, 5)  # four tokens and the class token
+    torch.testing.assert_close(model(images), fused)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.blocks import Block, HeadMixing, Transition, build_backbone
+from t2t_vit.models.blocks import Block, Transition, build_backbone
 
 
 @pytest.mark.parametrize("kind", ["plain", "se", "ghost"])
@@ -78,14 +78,6 @@ def test_a_compiled_block_drops_the_same_images():
         torch.manual_seed(0)
         results.append(run(torch.ones(8, 5, 16)))
     torch.testing.assert_close(*results)
-
-
-def test_fused_and_plain_attention_agree():
-    mixing = HeadMixing(16, 4, 0.0)
-    q, k, v = torch.randn(3, 2, 7, 16)
-    fused = mixing(q, k, v)
-    mixing.fused_attn = False
-    torch.testing.assert_close(mixing(q, k, v), fused)
 
 
 def test_squeeze_excite_scales_channels_alike_for_all_tokens():

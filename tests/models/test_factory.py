@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.factory import create_model, load_model
+from t2t_vit.models.factory import create_model, load_model, settings_of
 from t2t_vit.models.t2t_vit import T2TViT
 from t2t_vit.models.weights import load_checkpoint
 
@@ -136,3 +136,12 @@ def test_build_another_model_than_the_files(tmp_path, make, write):
     path = write("ours", make(), tmp_path / "best.pt")
     with pytest.raises(UserError, match="expected a t2t_vit_10, this file is a t2t_vit_7; "):
         load_model(path, model="t2t_vit_10")
+
+
+def test_the_settings_of_a_checkpoint(tmp_path, make, write):
+    bare = write("bare", make(small=False, img_size=96, in_chans=1), tmp_path / "a.pth")
+    assert settings_of(bare) == {"model": "t2t_vit_7", "img_size": 96, "in_chans": 1}
+    contents = {"format": "t2t_vit", "version": 1, "model": "test_resnet", "model_args": {"num_classes": 2}}
+    state = timm.create_model("test_resnet", num_classes=2).state_dict()
+    torch.save({**contents, "state_dict": state, "data_config": {"input_size": [3, 32, 48]}}, tmp_path / "b.pt")
+    assert settings_of(tmp_path / "b.pt") == {"model": "test_resnet", "img_size": (32, 48)}

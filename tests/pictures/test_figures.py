@@ -31,13 +31,18 @@ def axes():
     return Figure().add_axes((0, 0, 1, 1))
 
 
+def by_step(curves):
+    """The curves of evaluations every 10 steps."""
+    return {name: {10 * row: value for row, value in enumerate(values, 1)} for name, values in curves.items()}
+
+
 def texts_of(artists):
     return [artist.get_text() for artist in artists]
 
 
 def ticks_of(axes):
     """The accuracies beside the axes, each with its height from 0 to 1."""
-    heights = axes.transAxes.inverted().transform(axes.transData.transform([(1, tick) for tick in axes.get_yticks()]))
+    heights = axes.transAxes.inverted().transform(axes.transData.transform([(10, tick) for tick in axes.get_yticks()]))
     return dict(zip(texts_of(axes.get_yticklabels()), heights[:, 1].tolist(), strict=True))
 
 
@@ -50,8 +55,8 @@ def sample(predicted, label):
 
 
 def test_each_line_is_named_with_its_best_accuracy_and_has_a_dot_there(axes):
-    draw_accuracies(axes, {"t2t_vit_7": [30.0, 99.2, 99.0], "twin": [20.0, 80.0, 96.7]})
-    assert texts_of(axes.get_legend().get_texts()) == ["t2t_vit_7: 99.20 % in epoch 2", "twin: 96.70 % in epoch 3"]
+    draw_accuracies(axes, by_step({"t2t_vit_7": [30.0, 99.2, 99.0], "twin": [20.0, 80.0, 96.7]}))
+    assert texts_of(axes.get_legend().get_texts()) == ["t2t_vit_7: 99.20 % at step 20", "twin: 96.70 % at step 30"]
     assert [line.get_markevery() for line in axes.lines] == [[1], [2]]
     assert {line.get_marker() for line in axes.lines} == {"o"}
     start, best, end = heights_of(axes, axes.lines[0])
@@ -59,7 +64,7 @@ def test_each_line_is_named_with_its_best_accuracy_and_has_a_dot_there(axes):
 
 
 def test_equal_ratios_of_errors_are_equal_heights(axes):
-    draw_accuracies(axes, {"model": [0.0, 90.0, 99.0, 67.0, 96.7]})
+    draw_accuracies(axes, by_step({"model": [0.0, 90.0, 99.0, 67.0, 96.7]}))
     zero, ninety, ninety_nine, before, after = heights_of(axes, axes.lines[0])
     assert zero == 0
     assert [ninety - zero, ninety_nine - ninety, after - before] == pytest.approx([ninety] * 3)
@@ -68,7 +73,7 @@ def test_equal_ratios_of_errors_are_equal_heights(axes):
 
 @pytest.mark.parametrize("top1", [(10.0, 98.9, 99.5), (0.0, 10.0), (60.0, 100.0), (99.9, 99.99)])
 def test_accuracies_stand_at_their_heights_and_none_on_another(axes, top1):
-    draw_accuracies(axes, {"model": [*top1, 90.0, 99.0]})
+    draw_accuracies(axes, by_step({"model": [*top1, 90.0, 99.0]}))
     ticks, (*_, ninety, ninety_nine) = ticks_of(axes), heights_of(axes, axes.lines[0])
     assert (ticks["90"], ticks["99"]) == pytest.approx((ninety, ninety_nine))
     assert len(ticks) >= 3
@@ -78,7 +83,7 @@ def test_accuracies_stand_at_their_heights_and_none_on_another(axes, top1):
 
 @pytest.mark.parametrize("top1", [[100.0], [0.0], [85.0], [50.0, 100.0], [0.0, 100.0, 99.7]])
 def test_one_epoch_and_no_error_at_all_have_their_place(axes, top1):
-    draw_accuracies(axes, {"model": top1})
+    draw_accuracies(axes, by_step({"model": top1}))
     assert all(0 <= height <= 1 for height in heights_of(axes, axes.lines[0]))
     ticks = ticks_of(axes)
     assert ticks
@@ -86,26 +91,26 @@ def test_one_epoch_and_no_error_at_all_have_their_place(axes, top1):
 
 
 def test_losses_that_are_not_finite_leave_a_gap(axes):
-    draw_losses(axes, {"training": [1.0, 1.0, math.inf], "validation": [0.5, math.nan, 0.25]})
+    draw_losses(axes, by_step({"training": [1.0, 1.0, math.inf], "validation": [0.5, math.nan, 0.25]}))
     assert [np.isfinite(line.get_ydata()).tolist() for line in axes.lines] == [[True, True, False], [True, False, True]]
     assert texts_of(axes.get_legend().get_texts()) == ["training: inf at the end", "validation: 0.25 at the end"]
     assert axes.get_ylim()[0] == 0
 
 
 def test_the_loss_of_one_epoch_is_a_dot(axes):
-    draw_losses(axes, {"training": [1.0]})
+    draw_losses(axes, by_step({"training": [1.0]}))
     assert axes.lines[0].get_marker() == "o"
 
 
 def test_a_page_takes_its_colours_and_no_id_twice():
-    svgs = [curves_svg("x", draw, {"a": [90.0, 99.0]}) for draw in (draw_accuracies, draw_losses)]
+    svgs = [curves_svg("x", draw, by_step({"a": [90.0, 99.0]})) for draw in (draw_accuracies, draw_losses)]
     assert all("stroke: var(--line0)" in svg and LINE_COLOURS[0] not in svg for svg in svgs)
     ids = [{part.split('"')[0] for part in svg.split(' id="')[1:]} for svg in svgs]
     assert all(ids)
     assert not ids[0] & ids[1]
     for svg, own in zip(svgs, ids, strict=True):
         assert {part.split('"')[0] for part in svg.split('href="#')[1:]} <= own
-    assert svgs[0] == curves_svg("x", draw_accuracies, {"a": [90.0, 99.0]})
+    assert svgs[0] == curves_svg("x", draw_accuracies, by_step({"a": [90.0, 99.0]}))
 
 
 def test_mistakes_are_framed_and_told():
@@ -128,7 +133,9 @@ def test_long_labels_get_wider_thumbnails_and_are_cut():
 
 def test_the_picture_is_written(tmp_path):
     path = tmp_path / "comparison.png"
-    comparison_figure({"model": [50.0, 60.0]}, [sample("3", "3")] * 40, path, sheet_title="model", sheet_note="all")
+    comparison_figure(
+        by_step({"model": [50.0, 60.0]}), [sample("3", "3")] * 40, path, sheet_title="model", sheet_note="all"
+    )
     with Image.open(path) as image:
         assert image.size == (1760, 832)
         colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1 << 20)}

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from t2t_vit.data.images import ImageSet, UnreadableImage
+from t2t_vit.inference.evaluate import Accuracy
 from t2t_vit.pictures.page import page
-from t2t_vit.pictures.report import Answer, RunSummary
+from t2t_vit.pictures.report import Answer, Best, RunSummary
 
 
 def text_of(element):
@@ -31,7 +32,10 @@ def images_of(labels, *, size=(40, 30), names=None, unreadable=()):
     return ImageSet(names or [f"val/{index}.png" for index in range(len(labels))], labels, load)
 
 
-def page_of(labels, predicted, *, class_names=None, probabilities=None, **images):
+BEST = Best(20, 1, "averaged weights", 89.0, 8)
+
+
+def page_of(labels, predicted, *, class_names=None, probabilities=None, test=None, **images):
     """The page of a run of two epochs that predicted these labels."""
     probabilities = probabilities or [0.9] * len(labels)
     predictions = [
@@ -39,13 +43,14 @@ def page_of(labels, predicted, *, class_names=None, probabilities=None, **images
         for index in range(len(predicted))
     ]
     metrics = [
-        {"epoch": epoch, "train_loss": 1.0, "val_loss": 0.5, "val_top1": top1, "ema_top1": top1 - 1}
+        {"epoch": epoch, "step": 10 * epoch + 10, "train_loss": 1.0, "val_loss": 0.5}
+        | {"val_top1": top1, "ema_top1": top1 - 1}
         | {"images_per_second": 5.0, "elapsed_s": 60.0 * (epoch + 1)}
         | {"data_wait_percent": 20.0 * epoch, "device_wait_percent": 60.4}
         for epoch, top1 in enumerate((50.0, 90.0))
     ]
     class_names = class_names or [f"class {label}" for label in range(max(labels) + 1)]
-    summary = RunSummary("title", "about", metrics, 1, images_of(labels, **images), class_names)
+    summary = RunSummary("title", "about", metrics, BEST, images_of(labels, **images), class_names, test)
     return ElementTree.fromstring(page(summary, predictions))
 
 
@@ -101,9 +106,9 @@ def test_pictures_have_words_for_those_who_do_not_see_them():
     assert all(image.get("alt") for image in tree.iter("img"))
     assert {svg.get("role") for svg in tree.iter("svg")} == {"img"}
     assert [svg.get("aria-label") for svg in tree.iter("svg")] == [
-        "Top-1 on validation images, %, over 2 epochs. moving average: 89.00 % in epoch 2. "
-        "last weights: 90.00 % in epoch 2",
-        "Loss, over 2 epochs. training: 1 at the end. validation: 0.5 at the end",
+        "Top-1 on validation images, %, over 20 steps. moving average: 89.00 % at step 20. "
+        "last weights: 90.00 % at step 20",
+        "Loss, over 20 steps. training: 1 at the end. validation: 0.5 at the end",
         "Confusion matrix of 2 classes",
     ]
 
@@ -143,7 +148,7 @@ def test_images_that_cannot_be_read_are_left_out_and_counted():
 def test_without_any_readable_image_there_are_the_curves():
     tree = page_of([0, 1], [])
     assert texts_of(tree.iter("h2")) == ["Learning curves"]
-    assert texts_of(tree.iter("dt")) == ["best epoch", "time", "images a second"]
+    assert texts_of(tree.iter("dt")) == ["best step", "time", "images a second"]
     assert "2 of 2 images cannot be read" in text_of(tree.find(".//header"))
 
 
@@ -201,3 +206,11 @@ def test_of_more_than_200_classes_the_extremes_are_listed():
     assert len(names) == 40
     assert names[:3] == ["class 1", "class 2", "class 3"]
     assert names[-1] == "class 200"
+
+
+def test_the_accuracy_on_test_is_the_headline():
+    tree = page_of([0, 1], [0, 1], test=Accuracy(top1=87.5, top5=100.0, loss=0.3, num_images=16))
+    first = next(tree.iter("dl"))[0]
+    assert " ".join("".join(first.itertext()).split()) == (
+        "top-1 on test87.50 % 16 images of test/, by which nothing was chosen"
+    )

@@ -14,10 +14,12 @@ from t2t_vit.data.sources import open_source
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.pictures import report
-from t2t_vit.pictures.report import Answer, RunSummary, predict, write_report
+from t2t_vit.pictures.report import Answer, Best, RunSummary, predict, write_report
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.train import run_training
+
+BEST = Best(1, 0, "last weights", 50.0, 4)
 
 
 def cells_of(page):
@@ -31,8 +33,8 @@ def test_a_run_ends_with_its_report(tiny_config, capsys):
     page = (trained.output / "report.html").read_text(encoding="utf-8")
     wrong = round(8 * (1 - trained.best_top1 / 100))
     assert f"<b>{trained.best_top1:.2f} %</b> <span>{wrong} of 8 images wrong</span>" in page
-    best = max(trained.metrics, key=lambda row: row["ema_top1"])
-    assert f"<b>{best['epoch'] + 1}</b> <span>of 2</span>" in page
+    best = torch.load(trained.output / "best.pt", weights_only=True)["chosen"]
+    assert f"<b>{best['step']}</b> <span>of 6: the {best['weights']}</span>" in page
     assert sum(cells_of(page).values()) == 8
     assert page.count("<img") == wrong
     assert f"report: {trained.output / 'report.html'}" in capsys.readouterr().out
@@ -86,8 +88,8 @@ def test_the_class_may_be_among_the_five_likeliest():
     ]  # fmt: skip
 
 
-METRICS = {"train_loss": 1.0, "val_loss": 0.5, "val_top1": 50.0, "images_per_second": 5.0, "elapsed_s": 60.0} | {
-    "data_wait_percent": 20.0, "device_wait_percent": 60.0,
+METRICS = {"step": 1, "train_loss": 1.0, "val_loss": 0.5, "val_top1": 50.0, "images_per_second": 5.0} | {
+    "elapsed_s": 60.0, "data_wait_percent": 20.0, "device_wait_percent": 60.0,
 }  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def run_of_two(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(report, "predict", lambda *args: mine)
         monkeypatch.setattr(FakeProcess, "other_found", other_found, raising=False)
         images = ImageSet([f"{index}.png" for index in range(4)], [0, 1, 0, 1], lambda index: Image.new("RGB", (8, 8)))
-        summary = RunSummary("title", "about", [METRICS], 0, images, ["a", "b"])
+        summary = RunSummary("title", "about", [METRICS], BEST, images, ["a", "b"])
         machine = FakeProcess(find_machine("cpu").device, None, rank, world_size=2)
         display = Display(silent=rank > 0)
         path = tmp_path / "report.html"

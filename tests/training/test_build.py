@@ -1,3 +1,4 @@
+import io
 import itertools
 
 import pytest
@@ -5,11 +6,15 @@ import timm
 import torch
 
 from t2t_vit.errors import UserError
+from t2t_vit.models import checkpoint_formats, names
+from t2t_vit.options import configure
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.build import build_mixup, build_network, build_optimizer, build_schedule, build_task
 from t2t_vit.training.checkpointer import model_section
+from t2t_vit.training.config import TrainConfig, TransferConfig
 from t2t_vit.training.loop import fit
 from t2t_vit.training.recipes import RECIPES
+from t2t_vit.training.settings import refuse_unavailable
 from t2t_vit.training.setup import setup
 from t2t_vit.training.train import run_training
 
@@ -224,3 +229,71 @@ def test_a_teacher_of_another_image_size_or_without_weights_is_refused(tiny_conf
 def test_an_optimizer_is_fused_where_it_can_be(opt, fused, tiny_config):
     config = tiny_config(opt=opt)
     assert build_optimizer(config, network(config)).defaults.get("fused") is fused
+
+
+# Where a run starts
+
+
+@pytest.mark.parametrize("cls", [TransferConfig, TrainConfig])
+def test_model_and_size_are_the_checkpoint_s(cls, tmp_path):
+    path = tmp_path / "start.pt"
+    write_ours(path, CLASSES, img_size=[48, 32])
+    settings = {"data": "pets", "checkpoint": str(path)}
+    config = configure(cls, **settings)
+    assert (config.model, config.img_size) == ("t2t_vit_7", (48, 32))
+    assert config.run_directory == "runs/pets-t2t_vit_7"
+    assert configure(cls, **{**settings, "data": "digits"}).img_size == (48, 32)
+    assert configure(cls, **settings, img_size=64).img_size == 64
+    config = configure(cls, **settings, recipe="finetune-384")
+    assert (config.model, config.img_size) == ("t2t_vit_7", 384)
+    imagenet = configure(cls, **settings, recipe="imagenet")
+    assert imagenet.lr == configure(TrainConfig, data="x", recipe="imagenet", model="t2t_vit_7").lr
+    write_ours(path, CLASSES, in_chans=4)
+    config = configure(cls, **settings)
+    assert (config.in_chans, config.aa, config.color_jitter) == (4, None, None)
+    torch.save(torch.load(path)["state_dict"], path)  # whose shapes tell it
+    config = configure(cls, data="pets", checkpoint=str(path), model="T2T-ViT-7")
+    assert (config.model, config.img_size, config.in_chans) == ("T2T-ViT-7", 32, 4)
+
+
+@pytest.fixture
+def released(site, monkeypatch):
+    """The released weights of t2t_vit_7, on a server of this machine."""
+    torch.manual_seed(5)
+    model = timm.create_model("t2t_vit_7")
+    content = io.BytesIO()
+    torch.save({"state_dict_ema": model.state_dict()}, content)
+    site.files["/71.7_T2T_ViT_7.pth.tar"] = content.getvalue()
+    monkeypatch.setattr(names, "RELEASES", f"{site.url}/")
+    monkeypatch.setattr(checkpoint_formats, "RELEASES", f"{site.url}/")
+    return model
+
+
+@pytest.mark.parametrize("given", [{"model": "t2t_vit_7", "pretrained": True}, {"model": "t2t_vit_7.in1k"}])
+@pytest.mark.parametrize("cls", [TransferConfig, TrainConfig])
+def test_training_starts_from_released_weights(cls, given, released, site, capfd):
+    config = configure(cls, data="pets", img_size=32, **given)
+    assert config.pretrained
+    model, _, report = build_network(config, config.model, class_names=CLASSES)
+    assert torch.equal(model.blocks[3].mlp.fc1.weight, released.blocks[3].mlp.fc1.weight)
+    assert report.changed[0] == "head: rebuilt for 2 classes, the file has 1000"
+    told = capfd.readouterr().err
+    assert told.startswith(f"Downloading {site.url}/71.7_T2T_ViT_7.pth.tar")
+    assert f"100%|██████████| {len(site.files['/71.7_T2T_ViT_7.pth.tar']) / 2**10:.0f}k/" in told
+    build_network(config, config.model, class_names=CLASSES, goes_on=True)
+    assert len(site.requests) == 1
+
+
+def test_what_released_weights_there_are_is_told():
+    with pytest.raises(UserError, match=r"No weights of t2t_vit_14_se were released. There are some of t2t_vit_7, t2t"):
+        refuse_unavailable(configure(TrainConfig, data="digits", model="t2t_vit_14_se", pretrained=True))
+    with pytest.raises(UserError, match=r"timm has no weights of densenet264d\. It has some of densenet20?1"):
+        refuse_unavailable(configure(TrainConfig, data="digits", model="densenet264d", pretrained=True))
+    with pytest.raises(UserError, match=r"pretrained has no effect beside --checkpoint a\.pt"):
+        configure(TrainConfig, data="digits", checkpoint="a.pt", pretrained=True)
+    assert not configure(TrainConfig, data="digits", checkpoint="a.pt", model="t2t_vit_14.in1k").pretrained
+
+
+def test_a_transfer_starts_from_weights():
+    with pytest.raises(UserError, match=r"Missing --checkpoint: weights to start from. Or give --pretrained for the "):
+        configure(TransferConfig, data="digits")

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from timm.task import ClassificationTask
 
+from t2t_vit.cli import main
 from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
 from t2t_vit.runtime import machine, stopwatch
@@ -286,3 +287,44 @@ def test_a_loss_that_stays_infinite_stops_the_run_with_a_good_checkpoint(tiny_co
     output = Path(tiny_config().run_directory)
     state = read_training_state(output / "last.pt")
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+
+
+def test_images_of_test_are_evaluated_once_at_the_end(tiny_config, picture_folder, tmp_path, capsys):
+    folder = tmp_path / "parts"
+    shutil.copytree(picture_folder, folder)
+    shutil.copytree(folder / "val", folder / "test")
+    (folder / "test/lying/0.png").unlink()
+    result = run_training(tiny_config(data=str(folder)))
+    assert result.test.num_images == 7
+    printed = capsys.readouterr().out
+    assert printed.count("top-1 on test ") == 1
+    assert f"top-1 on test {result.test.top1:.2f} %, on 7 images by which nothing was chosen" in printed
+    assert "top-1 on test" in (result.output / "report.html").read_text()
+
+
+def test_a_report_can_be_made_of_a_run_that_was_stopped(tiny_config, monkeypatch, capsys):
+    learn, steps = Learner.learn, [0]
+
+    def die(self, *args):
+        steps[0] += 1
+        if steps[0] == 5:
+            raise RuntimeError("dead")
+        return learn(self, *args)
+
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", die)
+        with pytest.raises(RuntimeError, match="dead"):
+            run_training(config)
+    report = Path(config.output) / "report.html"
+    assert not report.exists()
+    assert main(["report", config.output, "--device", "cpu"]) == 0
+    assert "of 3: the" in report.read_text()
+    assert main(["report", str(report.parent.parent)]) == 2
+    assert "holds no run: expected a folder with last.pt" in capsys.readouterr().err
+
+
+def test_a_run_without_a_single_good_step_fails(tiny_config, monkeypatch):
+    poison(monkeypatch, set(range(100)))
+    with pytest.raises(UserError, match="No step had a finite loss, so that nothing was learnt"):
+        run_training(tiny_config())

@@ -270,8 +270,9 @@ class _Glance:
         return max(1, min(box.right, box.bottom) // 64)
 
     def resize(self, pixels: np.ndarray) -> Picture:
-        self.is_of_one_colour = bool((pixels == pixels[0, 0]).all())
-        return to_picture(pixels)
+        self.is_of_one_colour = bool((pixels.min(axis=(0, 1)) == pixels.max(axis=(0, 1))).all())
+        every = math.ceil((pixels.shape[0] * pixels.shape[1] / LARGE_PIXELS) ** 0.5)
+        return to_picture(np.ascontiguousarray(pixels[::every, ::every]))
 
 
 def _decode(

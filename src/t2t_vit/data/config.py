@@ -4,6 +4,17 @@ from dataclasses import dataclass
 
 from t2t_vit.options import Settings, argument, option
 
+SOURCES = {
+    "digits": "t2t_vit.data.digits:digits_splits",
+    "cifar10": "t2t_vit.data.cifar:cifar_splits",
+    "cifar100": "t2t_vit.data.cifar:cifar_splits",
+    "wds/": "t2t_vit.data.shards:shard_splits",
+    "hfds/": "t2t_vit.data.huggingface:hugging_face_splits",
+    "tfds/": "t2t_vit.data.sources:refuse_stream",
+    "hfids/": "t2t_vit.data.sources:refuse_stream",
+}
+"""The name of the data, or how that begins, to the function that finds the splits. All else is a folder or a tar."""
+
 DATA_HELP = (
     "a folder with train/ and val/ (and test/), or only class folders; a .tar of one, digits, cifar10, cifar100, "
     "wds/FOLDER or hfds/NAME"
@@ -28,7 +39,7 @@ class PrepareImagenetConfig(Settings):
 class DataConfig(Settings):
     """Look at labelled images before training: classes, sizes, whether they can be read and their labels agree."""
 
-    data: str = argument("what to train on, as for train")
+    data: str = argument("what to train on, as for train", exists=SOURCES)
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
     in_chans: int = option(3, IN_CHANS_HELP, at_least=1)

@@ -22,6 +22,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 150_000_000
 """The largest image that is decoded: half a gigabyte in RGB. Pillow refuses 179 megapixels and more."""
+STRIP_PIXELS = 8_000_000
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 """Formats that Pillow recognises but does not decode by itself."""
 UPRIGHT = {
@@ -199,13 +200,13 @@ def _decode(open_file: Callable[[], BinaryIO], crop: Crop | None, name: str, for
             array = format.channels(array)
         else:
             with _open(file) as image:
-                part = _decode_part(image, None if format.is_array else crop, format)
+                upright, box = _decode_upright(image, None if format.is_array else crop, format)
                 if format.is_array:
-                    array = format.bands(part)
+                    array = format.bands(upright)
                 elif crop is None:
-                    return format.rgb(part)
+                    return format.rgb(upright)
                 else:
-                    pixels = np.array(format.rgb(part))
+                    pixels = _rgb_pixels(upright, box, format)
     if array is not None:
         return crop_pixels([array], crop)
     assert crop is not None
@@ -215,7 +216,7 @@ def _decode(open_file: Callable[[], BinaryIO], crop: Crop | None, name: str, for
 def convert_image(image: Image.Image, *, name: str, format: PixelFormat = RGB) -> Picture:
     """An image that is open already, as `read_image` would have it."""
     with _failure_named(name):
-        whole = _decode_part(image, None, format)
+        whole, _ = _decode_upright(image, None, format)
         return to_picture(format.bands(whole)) if format.is_array else format.rgb(whole)
 
 
@@ -245,8 +246,22 @@ def _open(file: BinaryIO) -> Image.Image:
         raise
 
 
-def _decode_part(image: Image.Image, crop: Crop | None, format: PixelFormat) -> Image.Image:
-    """The part of an opened image that a crop chooses, upright; a JPEG smaller where the crop shrinks it anyway."""
+def _rgb_pixels(image: Image.Image, box: Box, format: PixelFormat) -> np.ndarray:
+    """The pixels of a part of an image, (H, W, 3); in strips, or a large one would be there three times over."""
+    height, width = box.bottom - box.top, box.right - box.left
+    if height * width <= STRIP_PIXELS:
+        return np.array(format.rgb(image.crop(box)))
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        end = min(top + rows, height)
+        strip = image.crop((box.left, box.top + top, box.right, box.top + end))
+        pixels[top:end] = np.asarray(format.rgb(strip))
+    return pixels
+
+
+def _decode_upright(image: Image.Image, crop: Crop | None, format: PixelFormat) -> tuple[Image.Image, Box]:
+    """An opened image, upright, and what a crop chooses of it; a JPEG is decoded smaller where the crop shrinks it."""
     reduction = 1
     while image.width * image.height > MAX_PIXELS * reduction**2:
         reduction *= 2
@@ -265,10 +280,10 @@ def _decode_part(image: Image.Image, crop: Crop | None, format: PixelFormat) -> 
         times = round(width / image.width)
         box = Box(*(place // times for place in box))
     image.load()
-    part = image if format.is_array else grey_to_bytes(image)
+    upright = image if format.is_array else grey_to_bytes(image)
     if orientation in UPRIGHT:
-        part = part.transpose(UPRIGHT[orientation])
-    return part if crop is None else part.crop(box)
+        upright = upright.transpose(UPRIGHT[orientation])
+    return upright, box
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,6 +1,7 @@
 """Data by its name: what to train on, and what to evaluate on."""
 
 import os
+import pkgutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,36 +9,23 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from t2t_vit.data.cifar import cifar_splits
-from t2t_vit.data.digits import digits_splits
+from t2t_vit.data.config import SOURCES
 from t2t_vit.data.folders import folder_splits
-from t2t_vit.data.huggingface import hugging_face_splits
 from t2t_vit.data.images import ImageSet
 from t2t_vit.data.pixels import RGB, PixelFormat
-from t2t_vit.data.shards import shard_splits
 from t2t_vit.data.splitting import Split, Splits, given_split, split_by_class
 from t2t_vit.errors import UserError, abbreviate, closest
 
 
-def _refuse_stream(data: str) -> NoReturn:
+def refuse_stream(data: str) -> NoReturn:
+    """Refuses data that its library streams."""
     raise UserError(
         f"{data} would be read as a stream, which cannot go on in the middle of an epoch with the same images. "
         "Write its images to class folders, or to webdataset shards for wds/FOLDER."
     )
 
 
-SOURCES: dict[str, Callable[..., Splits]] = {
-    "digits": digits_splits,
-    "cifar10": cifar_splits,
-    "cifar100": cifar_splits,
-    "wds/": shard_splits,
-    "hfds/": hugging_face_splits,
-    "tfds/": _refuse_stream,
-    "hfids/": _refuse_stream,
-}
-"""The name of the data, or how that begins, to the function that finds the splits. All else is a folder or a tar."""
-
-TAKE_DATA_DIR = (cifar_splits, hugging_face_splits)
+TAKE_DATA_DIR = ("cifar10", "cifar100", "hfds/")
 
 
 @dataclass(frozen=True)
@@ -186,9 +174,9 @@ def open_evaluation(
 
 
 def _open(data: str, data_dir: str | None) -> Splits:
-    name, slash, _ = data.partition("/")
-    find_splits = SOURCES.get(name + slash, folder_splits)
-    if find_splits in TAKE_DATA_DIR:
+    name = "".join(data.partition("/")[:2])
+    find_splits: Callable[..., Splits] = pkgutil.resolve_name(SOURCES[name]) if name in SOURCES else folder_splits
+    if name in TAKE_DATA_DIR:
         return find_splits(data, data_dir)
     if data_dir is not None:
         raise UserError(

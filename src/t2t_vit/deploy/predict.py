@@ -1,4 +1,4 @@
-"""Labels with probabilities, for image files from anywhere."""
+"""Labels with probabilities, for images from anywhere."""
 
 import json
 import sys
@@ -10,14 +10,15 @@ from t2t_vit.data.images import image_extensions
 from t2t_vit.deploy.config import PredictConfig
 from t2t_vit.errors import UserError
 from t2t_vit.inference.predictor import Prediction, Predictor
+from t2t_vit.runtime.downloads import is_url
+from t2t_vit.runtime.files import write_csv
 
 
 def predict(config: PredictConfig) -> None:
     """Prints the labels of images.
 
     Raises:
-        UserError: for a path that does not exist, before anything is predicted; for unreadable images, named, after
-            all others were.
+        UserError: for unreadable images, named, after all others were predicted.
     """
     paths = find_images(config.images)
     predictor = Predictor(config.checkpoint, device=config.device, background=config.background)
@@ -28,6 +29,8 @@ def predict(config: PredictConfig) -> None:
         if not config.json and prediction.error is None:
             lines = [f"{probability:8.1%}  {label}" for label, probability in prediction.labels]
             print("\n".join([prediction.name, *lines]), flush=True)  # at once, so that a long list can be watched
+    if config.csv:
+        write_csv(Path(config.csv), [_as_row(prediction) for prediction in done])
     if config.json:
         print(json.dumps([_as_json(prediction) for prediction in done], indent=2))
     unreadable = [prediction.error for prediction in done if prediction.error is not None]
@@ -35,19 +38,16 @@ def predict(config: PredictConfig) -> None:
         raise UserError(f"{len(unreadable)} of {len(done)} images could not be read: {'; '.join(unreadable)}.")
 
 
-def find_images(words: Sequence[str]) -> list[Path]:
-    """The files that are named, and the images in the folders that are, at any depth.
+def find_images(words: Sequence[str]) -> list[Path | str]:
+    """The files and URLs that are named, and the images in the folders that are, at any depth.
 
     Raises:
-        UserError: for a path that does not exist, or a folder without images.
+        UserError: for a folder without images.
     """
-    paths = [Path(word).expanduser() for word in words]
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise UserError(f"Expected image files or folders of them, but these do not exist: {', '.join(missing)}.")
-    found: list[Path] = []
-    for path in paths:
-        images = _images_below(path) if path.is_dir() else [path]
+    found: list[Path | str] = []
+    for word in words:
+        path = Path(word).expanduser()
+        images = [word] if is_url(word) else _images_below(path) if path.is_dir() else [path]
         if not images:
             raise UserError(f"The folder {path} holds no image (.jpg, .png, .webp, .tif, .npy or others).")
         found += images
@@ -69,3 +69,12 @@ def _as_json(prediction: Prediction) -> dict[str, Any]:
         return {"image": prediction.name, "error": prediction.error}
     labels = [{"label": label, "probability": probability} for label, probability in prediction.labels]
     return {"image": prediction.name, "labels": labels}
+
+
+def _as_row(prediction: Prediction) -> dict[str, Any]:
+    """Columns of the table: the likeliest label, then the others by their rank; for an unreadable image the reason."""
+    row: dict[str, Any] = {"name": prediction.name}
+    for rank, (label, probability) in enumerate(prediction.labels, start=1):
+        suffix = "" if rank == 1 else f"_{rank}"
+        row |= {f"label{suffix}": label, f"probability{suffix}": probability}
+    return row if prediction.error is None else {**row, "error": prediction.error}

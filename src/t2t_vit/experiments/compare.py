@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 
 from t2t_vit.data.sources import open_evaluation
-from t2t_vit.errors import UserError
 from t2t_vit.experiments.config import CompareConfig
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.complexity import count_macs, count_parameters, describe, print_complexity
-from t2t_vit.models.names import plain_spelling, resolve_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.options import configure
 from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.progress import judge
 from t2t_vit.training.train import TrainResult, run_training
 
 TABLE, PICTURE = "comparison.csv", "comparison.png"
@@ -37,8 +36,6 @@ def compare(config: CompareConfig) -> None:
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
         return
-    if timm.is_model(plain_spelling(config.data)) and not Path(config.data).exists():
-        raise UserError(f"{config.data} is a model, and no data to train on: t2t-vit compare --models {config.data}")
     names = list(dict.fromkeys(resolve_name(name) for name in config.models))
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
     results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
@@ -64,29 +61,31 @@ def train_config(config: CompareConfig, *, model: str, output: Path) -> TrainCon
 
 def _row(name: str, result: TrainResult, predictor: Predictor) -> dict[str, Any]:
     """A row of the table: parameters with the frozen tables, MACs of one image at the size that was trained at."""
+    input_size = predictor.data_config["input_size"]
     return {
         "model": name,
         "top1_percent": result.best_top1,
+        "img_size": tuple(input_size[1:]),
         "parameters": count_parameters(predictor.network)[1],
-        "macs": count_macs(predictor.network, predictor.data_config["input_size"]),
+        "macs": count_macs(predictor.network, input_size),
         "seconds": result.seconds,
     }
 
 
 def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    table = new_table("Model", "Top-1 %", "Params M", "GMACs", "Seconds")
-    for name, top1_percent, parameters, macs, seconds in (row.values() for row in rows):
-        table.add_row(name, f"{top1_percent:.2f}", f"{parameters / 1e6:.2f}", f"{macs / 1e9:.3f}", f"{seconds:.0f}")
+    table = new_table("Model", "Top-1 %", "Pixels", "Params M", "GMACs", "Seconds")
+    for name, top1_percent, (height, width), parameters, macs, seconds in (row.values() for row in rows):
+        pixels = str(height) if height == width else f"{height}x{width}"
+        costs = f"{parameters / 1e6:.2f}", f"{macs / 1e9:.3f}", f"{seconds:.0f}"
+        table.add_row(name, f"{top1_percent:.2f}", pixels, *costs)
     print()
     print_table(table)
 
 
 def _draw(results: dict[str, TrainResult], best: str, predictor: Predictor, config: CompareConfig, path: Path) -> None:
     """Draws the learning curves of all models, and the predictions of the best one for validation images."""
-    # Of the moving average where one is kept, as `best_top1` is.
-    curves = {
-        name: [row.get("ema_top1", row["val_top1"]) for row in result.metrics] for name, result in results.items()
-    }
+    # Of the better ones of raw and averaged weights, as `best_top1` is.
+    curves = {name: {row["step"]: judge(row).top1 for row in result.metrics} for name, result in results.items()}
     trained_split = predictor.checkpoint.extra["split"]
     evaluation = open_evaluation(str(config.data), data_dir=config.data_dir, trained_split=trained_split)
     predictions = predictor(evaluation.images, top_k=1, batch_size=64, workers=config.workers)

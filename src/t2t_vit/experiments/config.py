@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from t2t_vit.data.config import DATA_DIR_HELP
+from t2t_vit.data.config import DATA_DIR_HELP, SOURCES
 from t2t_vit.options import Settings, argument, option
 
 
@@ -10,7 +10,9 @@ from t2t_vit.options import Settings, argument, option
 class CompareConfig(Settings):
     """Train models side by side on the same data with the same settings; without DATA, list what they cost."""
 
-    data: str | None = argument("what to train on, as for train", default=None)
+    data: str | None = argument(
+        "data to train on, as for train; models stand behind --models", default=None, exists=SOURCES
+    )
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR", needs="data")
     models: tuple[str, ...] = option(
         ("t2t_vit_7", "t2t_vit_7_no_t2t"), "the models: names of this package or of timm", metavar="MODEL"

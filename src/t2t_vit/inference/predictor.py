@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from itertools import repeat
 from typing import Any, NamedTuple, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.crops import Crop
-from t2t_vit.data.images import ImageSet, convert_image, read_image
+from t2t_vit.data.images import ImageSet, UnreadableImage, convert_image, read_image
 from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import RGB, Picture, PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform
@@ -23,6 +24,7 @@ from t2t_vit.models.checkpoint_formats import Checkpoint
 from t2t_vit.models.factory import load_model
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.downloads import is_url, read_url
 from t2t_vit.runtime.machine import Machine, find_machine
 
 Network = Callable[[Tensor], Tensor]
@@ -35,7 +37,7 @@ class Prediction(NamedTuple):
     """The answer for one image.
 
     Attributes:
-        name: the path of the file, or what the image set calls the image.
+        name: the path or URL of the file, or what the image set calls the image.
         labels: class names with their probabilities, the likeliest first; empty for an unreadable image.
         error: why the image cannot be read; None for a readable one.
         embedding: the pooled features before the head, (C,), float32, on the CPU; None unless asked for.
@@ -92,7 +94,8 @@ class Predictor:
         if isinstance(self.network, nn.Module):
             self.network.to(self.machine.device)
         if data_config is None:
-            data_config = data_config_of(self.network, **(self.checkpoint.data_config or {}))
+            known = self.checkpoint.data_config or {}
+            data_config = data_config_of(self.network, img_size=build.get("img_size"), **known)
         if background is not None:
             data_config = {**data_config, "background": background}
         self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
@@ -110,7 +113,7 @@ class Predictor:
         """Predicts one image or many.
 
         Args:
-            images: an open image or the path of one; an iterable of these; or an image set.
+            images: an open image, or the path or http(s) URL of one; an iterable of these; or an image set.
             top_k: how many labels to give, the likeliest; None gives all.
             options: `embed=True` adds embeddings, which networks of timm have; `batch_size`, by default 32; `workers`,
                 processes that read more images than one batch, by default one a core.
@@ -239,4 +242,11 @@ def _load(
     image = images[row]
     if isinstance(image, Image.Image):
         return convert_image(image, name=names[row], format=format)
-    return read_image(os.fspath(image), crop, format=format)
+    path = os.fspath(image)
+    if not is_url(path):
+        return read_image(path, crop, format=format)
+    try:
+        content = read_url(path)
+    except UserError as error:
+        raise UnreadableImage(path, str(error)) from error
+    return read_image(BytesIO(content), crop, name=path, format=format)

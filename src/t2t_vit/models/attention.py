@@ -1,9 +1,11 @@
 """Softmax attention, by the quickest kernel for the device and the precision."""
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
-from torch import Tensor
+from timm.layers import register_notrace_function, use_fused_attn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 QUERIES_AT_A_TIME = 512
@@ -51,3 +53,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) 
 def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float) -> Tensor:
     logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
     return torch.bmm(F.dropout(logits.softmax(dim=-1), drop), v)
+
+
+class SoftmaxAttention(nn.Module):
+    """What every softmax attention here has in common; the linear layers around it are its subclasses'.
+
+    Attributes:
+        fused_attn: timm's switch. Where it is off, the weights pass through `attn_drop`, where a hook finds them, and
+            are the node `softmax` of a traced network: both of this module, as `timm.utils.AttentionExtract` looks for
+            them.
+    """
+
+    fused_attn: Final[bool]
+
+    def __init__(self, num_heads: int, scale: float, attn_drop: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = scale
+        self.fused_attn = use_fused_attn()
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mixes values over tokens: three of (B, N, C) to one."""
+        B, N, C = q.shape
+        heads = (B, N, self.num_heads, C // self.num_heads)
+        q, k, v = (q.reshape(heads), k.reshape(heads), v.reshape(heads))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, N, C / heads)
+        if self.fused_attn:
+            x = attention(q, k, v, scale=self.scale, drop=self.attn_drop.p if self.training else 0.0)
+        else:
+            attn = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+            x = self.attn_drop(attn) @ v
+        return x.transpose(1, 2).reshape(B, N, C)

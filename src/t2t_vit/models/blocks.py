@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, use_fused_attn
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError, closest
-from t2t_vit.models.attention import attention
+from t2t_vit.models.attention import SoftmaxAttention
 
 
 class Block(nn.Module):
@@ -117,33 +117,7 @@ class ChannelScale(nn.Module):
         return x * self.weight.flatten().to(x.dtype)
 
 
-class HeadMixing(nn.Module):
-    """Multi-head softmax attention over given queries, keys and values; unfused where attention maps are wanted."""
-
-    fused_attn: Final[bool]
-
-    def __init__(self, dim: int, num_heads: int, attn_drop: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.scale = (dim // num_heads) ** -0.5
-        self.fused_attn = use_fused_attn()
-        self.attn_drop = nn.Dropout(attn_drop)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mixes values over tokens: three of (B, N, dim) to one."""
-        B, N, C = q.shape
-        heads = (B, N, self.num_heads, C // self.num_heads)
-        q, k, v = (q.reshape(heads), k.reshape(heads), v.reshape(heads))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, N, C / heads)
-        if self.fused_attn:
-            x = attention(q, k, v, scale=self.scale, drop=self.attn_drop.p if self.training else 0.0)
-        else:
-            attn = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
-            x = self.attn_drop(attn) @ v
-        return x.transpose(1, 2).reshape(B, N, C)
-
-
-class Attention(nn.Module):
+class Attention(SoftmaxAttention):
     """Multi-head attention, with a squeeze-excitation gate over its projected output where one is wanted."""
 
     def __init__(
@@ -157,9 +131,8 @@ class Attention(nn.Module):
         squeeze_excite: bool = False,
         **factory: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(num_heads, (dim // num_heads) ** -0.5, attn_drop)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
-        self.heads = HeadMixing(dim, num_heads, attn_drop)
         self.proj = nn.Linear(dim, dim, **factory)
         self.se_layer = SqueezeExcite(dim, **factory) if squeeze_excite else nn.Identity()
         self.proj_drop = nn.Dropout(proj_drop)
@@ -167,16 +140,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens to tokens, (B, N, dim)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj_drop(self.se_layer(self.proj(self.heads(q, k, v))))
+        return self.proj_drop(self.se_layer(self.proj(self.attend(q, k, v))))
 
 
-class GhostAttention(nn.Module):
+class GhostAttention(SoftmaxAttention):
     """Multi-head attention whose queries, keys and values are half linear, half a per-channel scale of that half."""
 
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: bool, attn_drop: float, proj_drop: float, **factory: Any
     ) -> None:
-        super().__init__()
+        super().__init__(num_heads, (dim // num_heads) ** -0.5, attn_drop)
         half = dim // 2
         self.q = nn.Linear(dim, half, bias=qkv_bias, **factory)
         self.k = nn.Linear(dim, half, bias=qkv_bias, **factory)
@@ -184,7 +157,6 @@ class GhostAttention(nn.Module):
         self.cheap_operation_q = ChannelScale(half, **factory)
         self.cheap_operation_k = ChannelScale(half, **factory)
         self.cheap_operation_v = ChannelScale(half, **factory)
-        self.heads = HeadMixing(dim, num_heads, attn_drop)
         self.proj = nn.Linear(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -194,7 +166,7 @@ class GhostAttention(nn.Module):
         q = torch.cat((q, self.cheap_operation_q(q)), dim=2)
         k = torch.cat((k, self.cheap_operation_k(k)), dim=2)
         v = torch.cat((v, self.cheap_operation_v(v)), dim=2)
-        return self.proj_drop(self.proj(self.heads(q, k, v)))
+        return self.proj_drop(self.proj(self.attend(q, k, v)))
 
 
 class GhostMlp(nn.Module):

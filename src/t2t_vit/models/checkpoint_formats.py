@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,12 @@ from urllib.parse import urlparse
 
 import safetensors
 import torch
-from timm.models._hub import download_cached_file, load_model_config_from_path
+from timm.models._hub import check_cached_file, download_cached_file, load_model_config_from_path
 from torch import Tensor
 
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.models.names import RELEASES, VARIANTS, plain_spelling
+from t2t_vit.runtime.downloads import is_url
 
 FORMAT, VERSION = "t2t_vit", 1
 """What our own files say under `format` and `version`. Safetensors metadata holds it as JSON under `t2t_vit`."""
@@ -125,7 +127,7 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
             to be run.
     """
     source = str(path)
-    if not source.startswith(("http://", "https://")):
+    if not is_url(source):
         return _read(Path(path).expanduser(), source, use_ema)
     file = _download(source)
     try:
@@ -140,6 +142,8 @@ def _download(url: str) -> Path:
     name = Path(urlparse(url).path).name
     if not url.startswith(RELEASES):  # names such as best.pt are many; the released ones are shared with timm
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    if not check_cached_file((url, name), check_hash=False):
+        print(f"Downloading {url}", file=sys.stderr)  # a bar with its size follows
     try:
         return Path(download_cached_file((url, name), check_hash=False, progress=True))
     except (OSError, ValueError, http.client.HTTPException) as error:

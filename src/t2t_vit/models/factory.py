@@ -59,16 +59,7 @@ def load_model(
         UserError: when the file cannot be read, or no network is known that it fits.
     """
     checkpoint = read_checkpoint(path, use_ema)
-    name = model or checkpoint.model
-    alike: list[str] = []
-    if name is None:
-        name, *alike = identify(checkpoint.state_dict) or [""]
-        if not name:
-            raise UserError(
-                f"{checkpoint.path} fits no network known here, and does not say which it is for: it holds "
-                f"{abbreviate(list(checkpoint.state_dict))}. Name the model if it is one of timm's."
-            )
-    name = resolve_name(name)
+    name, *alike = _names_of(checkpoint, model)
     arguments = arguments_of(checkpoint, name)
     if checkpoint.kind == OFFICIAL_CIFAR:
         tagged = f"{name}.cifar{arguments.get('num_classes')}"
@@ -81,6 +72,43 @@ def load_model(
             f"model: taken for {name}, though {abbreviate(alike)} would fit too; name the model to choose"
         )
     return network, dataclasses.replace(checkpoint, report=report)
+
+
+def settings_of(path: str | Path, *, model: str | None = None) -> dict[str, Any]:
+    """The settings under which training goes on from a checkpoint.
+
+    They are `model`, `img_size` where the file tells it, and `in_chans` where these are not the three of RGB.
+
+    Args:
+        path: a path or an http(s) URL in any format that `read_checkpoint` knows.
+        model: name of the network; None takes the one that the file names, or that its tensors fit.
+
+    Raises:
+        UserError: when the file cannot be read, or no network is known that it fits.
+    """
+    checkpoint = read_checkpoint(path)
+    name, *_ = _names_of(checkpoint, model)
+    arguments = arguments_of(checkpoint, name)
+    in_chans, *size = (checkpoint.data_config or {}).get("input_size", (3,))
+    settings: dict[str, Any] = {"model": name}
+    if size := arguments.get("img_size") or size:
+        height, width = to_2tuple(size)
+        settings["img_size"] = height if height == width else (height, width)
+    if (in_chans := arguments.get("in_chans", in_chans)) != 3:
+        settings["in_chans"] = in_chans
+    return settings
+
+
+def _names_of(checkpoint: Checkpoint, model: str | None) -> list[str]:
+    """The network that a checkpoint is for: the one asked for or named in the file, else all that its tensors fit."""
+    if name := model or checkpoint.model:
+        return [resolve_name(name)]
+    if names := identify(checkpoint.state_dict):
+        return names
+    raise UserError(
+        f"{checkpoint.path} fits no network known here, and does not say which it is for: it holds "
+        f"{abbreviate(list(checkpoint.state_dict))}. Name the model if it is one of timm's."
+    )
 
 
 def _create(name: str, *, img_size: int | tuple[int, int] | None = None, **kwargs: Any) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from timm.layers import Mlp, register_notrace_function
 from torch import Tensor, nn
 
-from t2t_vit.models.attention import attention
+from t2t_vit.models.attention import SoftmaxAttention
 from t2t_vit.models.splits import Split, norm_linear_over_patches, without_autocast
 
 
@@ -122,22 +122,21 @@ class PerformerMixer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class SingleHeadAttention(nn.Module):
+class SingleHeadAttention(SoftmaxAttention):
     """softmax(q k^T / sqrt(in_dim)) v with one head, and the skip connection over v.
 
     The scale is of the input's width (147 and 576), not of the head's: the released weights of T2T-ViT_t need that.
     """
 
     def __init__(self, in_dim: int, dim: int, **factory: Any) -> None:
-        super().__init__()
-        self.scale = in_dim**-0.5
+        super().__init__(num_heads=1, scale=in_dim**-0.5)
         self.qkv = nn.Linear(in_dim, 3 * dim, bias=False, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Attends with given queries, keys and values: (B, N, 3 * dim) to (B, N, dim)."""
-        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, dim) each
-        return (v + self.proj(attention(q, k, v, scale=self.scale))).squeeze(1)
+        q, k, v = qkv.chunk(3, dim=-1)  # (B, N, dim) each
+        return v + self.proj(self.attend(q, k, v))
 
 
 class TransformerMixer(nn.Module):

@@ -135,6 +135,31 @@ def variant_of(name: str) -> Variant | None:
     return VARIANTS.get(name.partition(".")[0])
 
 
+def released_url(name: str) -> str | None:
+    """Where the released weights of a network lie; None for one of timm's, which finds its own.
+
+    Args:
+        name: a registered name; without timm's tag it means the first file of the table.
+
+    Raises:
+        UserError: when no weights were released, with the networks that have some.
+    """
+    variant, tag = variant_of(name), name.partition(".")[2]
+    if variant is None:
+        import timm  # here, for the same reason as in `resolve_name`
+
+        if timm.is_model_pretrained(name):
+            return None
+        near = difflib.get_close_matches(name, {name.partition(".")[0] for name in timm.list_pretrained()}, n=5)
+        others = f" It has some of {', '.join(near)}." if near else ""
+        raise UserError(f"timm has no weights of {name}.{others}")
+    for weights in variant.weights:
+        if weights.tag == (tag or weights.tag):
+            return RELEASES + weights.file
+    known = ", ".join(name for name, variant in VARIANTS.items() if variant.weights)
+    raise UserError(f"No weights of {name} were released. There are some of {known}.")
+
+
 def resolve_name(name: str) -> str:
     """The registered spelling of a network's name.
 

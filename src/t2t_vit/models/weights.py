@@ -147,7 +147,8 @@ def arguments_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 def _misfits(state: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     """The reasons why weights cannot be those of a network's backbone, a phrase each."""
-    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(_heads_of(model))}
+    heads = head_prefixes(model)
+    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(heads)}
     input_keys = _input_keys(own)
     misfits = []
     for key, tensor in own.items():
@@ -163,7 +164,8 @@ def _misfits(state: Mapping[str, Tensor], model: nn.Module) -> list[str]:
         if not fits:
             misfits.append(f"{key} is {tuple(shape)}, expected {tuple(tensor.shape)}")
     modules = {key.partition(".")[0] for key in own}
-    return misfits + [f"{key} has no place" for key in state if key not in own and key.partition(".")[0] in modules]
+    strangers = [key for key in state if key not in own and not key.startswith(heads)]
+    return misfits + [f"{key} has no place" for key in strangers if key.partition(".")[0] in modules]
 
 
 def _input_keys(own: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -197,7 +199,7 @@ def _fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], l
     if checkpoint.model is not None and _base(checkpoint.model) != name and timm.is_model(name):
         changed.append(f"model: the file is for {checkpoint.model}, which {name} shares all shapes with")
 
-    head = [key for key in own if key.startswith(_heads_of(model))]
+    head = [key for key in own if key.startswith(head_prefixes(model))]
     if not all(key in state and state[key].shape == own[key].shape for key in head):
         given = next((f"has {len(state[key])}" for key in head if key in state), "has no head")
         changed.append(f"head: rebuilt for {len(own[head[0]])} classes, the file {given}")
@@ -275,10 +277,15 @@ def _name_of(model: nn.Module) -> str:
     return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
 
 
-def _heads_of(model: nn.Module) -> tuple[str, ...]:
-    """The prefixes of the classifiers' tensors."""
+def head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """How the names of the tensors begin that depend on the number of classes, as timm's configuration says it."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def head_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that depend on the number of classes; a network may have several heads."""
+    return {parameter for name, parameter in model.named_parameters() if name.startswith(head_prefixes(model))}
 
 
 def _base(name: str) -> str:

@@ -25,7 +25,7 @@ CAPTION_CHARACTERS = 13  # of a class name that fit below a wide thumbnail
 THUMBNAIL_PX = 128
 EDGES = (0.01, 0.02, 0.98, 0.96)  # what a picture fills of its paper: left, bottom, width, height
 
-Curves = Mapping[str, Sequence[float]]  # name -> a value after each epoch
+Curves = Mapping[str, Mapping[int, float]]  # name -> step -> value
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Bar:
 
 
 def draw_accuracies(axes: Axes, curves: Curves) -> None:
-    """Draws accuracies in percent over the epochs, a line for each name, with a dot at its best epoch.
+    """Draws accuracies in percent over the steps, a line for each name, with a dot at its best.
 
     The height is the error's logarithm: 99 % stands as far above 96.7 % as 90 % above 67 %. No error at all has no
     logarithm: it is drawn at half of the smallest error.
     """
-    errors = [100 - np.asarray(curve, float) for curve in curves.values()]
+    errors = [100 - np.array([*curve.values()], float) for curve in curves.values()]
     together = np.concatenate(errors)
     floor = min(together[together > 0], default=1.0)
     ticks: dict[float, str] = {}
@@ -74,31 +74,33 @@ def draw_accuracies(axes: Axes, curves: Curves) -> None:
     axes.set_yticks([], minor=True)
     for (name, curve), line in zip(curves.items(), errors, strict=True):
         best = int(line.argmin())
-        label = f"{name}: {curve[best]:.2f} % in epoch {best + 1}"
-        _draw_line(axes, np.maximum(line, floor), label, dots=[best])
+        step, top1 = [*curve.items()][best]
+        _draw_line(axes, [*curve], np.maximum(line, floor), f"{name}: {top1:.2f} % at step {step:,}", dots=[best])
     _finish_curves(axes, curves)
 
 
 def draw_losses(axes: Axes, curves: Curves) -> None:
-    """Draws losses over the epochs, a line for each name; those that are not finite are left out."""
+    """Draws losses over the steps, a line for each name; those that are not finite are left out."""
     for name, curve in curves.items():
-        line = np.where(np.isfinite(curve), curve, np.nan)
-        _draw_line(axes, line, f"{name}: {curve[-1]:.4g} at the end", dots=[0] if len(line) == 1 else [])
+        values = np.array([*curve.values()], float)
+        line = np.where(np.isfinite(values), values, np.nan)
+        _draw_line(axes, [*curve], line, f"{name}: {values[-1]:.4g} at the end", dots=[0] if len(line) == 1 else [])
     axes.set_ylim(0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     _finish_curves(axes, curves)
 
 
-def _draw_line(axes: Axes, line: np.ndarray, label: str, *, dots: list[int]) -> None:
+def _draw_line(axes: Axes, steps: list[int], line: np.ndarray, label: str, *, dots: list[int]) -> None:
     marker = "o" if dots else None
-    axes.plot(range(1, len(line) + 1), line, label=label, marker=marker, markevery=dots, clip_on=False)
+    axes.plot(steps, line, label=label, marker=marker, markevery=dots, clip_on=False)
 
 
 def _finish_curves(axes: Axes, curves: Curves) -> None:
-    """Adds the axis of the epochs, and a legend above, where no line is."""
-    axes.set_xlim(1, max(2, *map(len, curves.values())))
+    """Adds the axis of the steps, and a legend above, where no line is."""
+    steps = [step for curve in curves.values() for step in curve]
+    axes.set_xlim(min(steps), max(*steps, min(steps) + 1))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set_xlabel("epochs")
+    axes.set_xlabel("steps")
     axes.grid(axis="y")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.03), borderpad=0, borderaxespad=0, frameon=False)
 
@@ -110,8 +112,8 @@ def curves_svg(title: str, draw: Callable[[Axes, Curves], None], curves: Curves)
     axes = figure.add_subplot()
     draw(axes, curves)
     legend = ". ".join(axes.get_legend_handles_labels()[1])
-    num_epochs = max(map(len, curves.values()))
-    return inline_svg(figure, draw.__name__, f"{title}, over {num_epochs} epochs. {legend}")
+    last_step = max(map(max, curves.values()))
+    return inline_svg(figure, draw.__name__, f"{title}, over {last_step:,} steps. {legend}")
 
 
 def sheet_shape(labels: Iterable[str]) -> tuple[int, int]:
@@ -155,7 +157,7 @@ def comparison_figure(
     """Writes a picture: learning curves on the left, a sheet of predicted images on the right.
 
     Args:
-        curves: for each model's name, its top-1 in percent after each epoch.
+        curves: for each model's name, its top-1 in percent by the step of the evaluation.
         samples: the images of the sheet, in reading order.
         path: the PNG to write.
         sheet_title: the line above the sheet.
@@ -166,7 +168,7 @@ def comparison_figure(
     draw_accuracies(left.add_subplot(), curves)
     draw_sheet(right, samples)
     notes = (
-        (left, "Top-1 on validation images, %", "a dot marks the best epoch; the scale is the error's logarithm"),
+        (left, "Top-1 on validation images, %", "a dot marks the best; the scale is the error's logarithm"),
         (right, sheet_title, sheet_note),
     )
     for part, title, note in notes:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,9 +53,12 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
         for name, count in right.items()
         if predictions
     ]
+    if summary.test is not None:  # the headline: nothing was chosen by these images
+        note = f"{summary.test.num_images:,} images of test/, by which nothing was chosen"
+        accuracies.insert(0, ("top-1 on test", f"{summary.test.top1:.2f} %", note))
     return [
         *accuracies,
-        ("best epoch", f"{summary.best_epoch + 1}", f"of {len(summary.metrics)}"),
+        ("best step", f"{summary.best.step:,}", f"of {last['step']:,}: the {summary.best.weights}"),
         ("time", format_duration(last["elapsed_s"]), "evaluations included"),
         ("images a second", f"{last['images_per_second']:,.0f}", shares_in_words(last)),
     ]
@@ -63,8 +67,11 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
 def _charts(summary: RunSummary) -> dict[str, Markup]:
     """The learning curves by their titles."""
 
-    def curves(**keys: str) -> dict[str, list[float]]:
-        return {name.replace("_", " "): [row[key] for row in summary.metrics] for name, key in keys.items()}
+    def curves(**keys: str) -> dict[str, dict[int, float]]:
+        return {
+            name.replace("_", " "): {row["step"]: math.nan if row[key] is None else row[key] for row in summary.metrics}
+            for name, key in keys.items()
+        }
 
     accuracies = curves(validation="val_top1")
     if "ema_top1" in summary.metrics[0]:

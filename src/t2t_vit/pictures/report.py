@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.images import ImageSet
 from t2t_vit.data.loading import Batch
+from t2t_vit.inference.evaluate import Accuracy
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import write_text
@@ -29,6 +30,24 @@ class Answer(NamedTuple):
         return self.predicted == self.label
 
 
+class Best(NamedTuple):
+    """The best weights of a run so far.
+
+    Attributes:
+        step: steps that were done when they were evaluated.
+        epoch: the epoch of that step, from 0.
+        weights: "last weights" or "averaged weights".
+        top1: their accuracy in percent.
+        num_images: on how many validation images.
+    """
+
+    step: int
+    epoch: int
+    weights: str
+    top1: float
+    num_images: int
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """The run that a report is about.
@@ -37,17 +56,19 @@ class RunSummary:
         title: the heading.
         about: lines of text below it.
         metrics: rows of metrics.jsonl.
-        best_epoch: the one whose weights predict, from 0.
+        best: the weights that predict.
         images: those that were predicted.
         class_names: label to name.
+        test: accuracy on the images of test/, None without them.
     """
 
     title: str
     about: str
     metrics: Sequence[Mapping[str, Any]]
-    best_epoch: int
+    best: Best
     images: ImageSet
     class_names: Sequence[str]
+    test: Accuracy | None = None
 
 
 def write_report(

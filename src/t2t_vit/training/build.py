@@ -21,7 +21,8 @@ from t2t_vit.data.sources import other_classes
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import LoadReport, read_checkpoint
 from t2t_vit.models.factory import create_model, load_model
-from t2t_vit.models.weights import load_checkpoint
+from t2t_vit.models.names import released_url, variant_of
+from t2t_vit.models.weights import head_parameters, head_prefixes, load_checkpoint
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.config import TrainConfig
 
@@ -47,15 +48,63 @@ def build_network(
     size = {"img_size": config.img_size and to_2tuple(config.img_size)}
     resolved = resolve_model_input_args(name, size, num_classes=len(class_names))
     model_args = {key: resolved[key] for key in ("num_classes", "img_size") if key in resolved} | channels
-    model: Any = create_model(name, **model_args, drop_rate=config.drop, drop_path_rate=config.drop_path)
-    report = _start_from(config.checkpoint, model, class_names) if config.checkpoint and not goes_on else None
+    is_timms, pretrained = variant_of(name) is None, config.pretrained and not goes_on
+    model = _create(config, name, pretrained=pretrained and is_timms, **model_args)
+    if config.img_size and is_timms:
+        _refuse_size(model, name, to_2tuple(config.img_size))
+    report = None
+    if pretrained and is_timms:
+        report = _report_of_timm(model)
+    elif not goes_on and (path := released_url(name) if pretrained else config.checkpoint):
+        report = _start_from(path, model, class_names)
     if config.freeze_backbone:
-        head = set(model.get_classifier().parameters())
+        head = head_parameters(model)
         for parameter in model.parameters():
             parameter.requires_grad_(parameter in head)
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
     return model, model_args, report
+
+
+def _create(config: TrainConfig, name: str, *, pretrained: bool, **model_args: Any) -> Any:
+    """The network, with timm's weights of it where they are wanted."""
+    arguments = {**model_args, "drop_rate": config.drop, "drop_path_rate": config.drop_path}
+    try:
+        try:
+            return create_model(name, pretrained=pretrained, **arguments)
+        except TypeError as error:  # some networks of timm have no branches to drop
+            if "drop_path_rate" not in str(error):
+                raise
+            if "drop_path" in config.changed:
+                raise UserError(f"--drop-path has no effect on {name}: leave it out.") from error
+        del arguments["drop_path_rate"]
+        return create_model(name, pretrained=pretrained, **arguments)
+    except (RuntimeError, OSError) as error:
+        if not pretrained:
+            raise
+        raise UserError(f"The released weights of {name} could not be had: {error}") from error
+
+
+def _report_of_timm(model: Any) -> LoadReport:
+    """What timm does without a word when it loads its own weights."""
+    cfg = model.pretrained_cfg
+    changed = []
+    if model.num_classes != cfg["num_classes"]:
+        changed.append(f"head: rebuilt for {model.num_classes} classes, the file has {cfg['num_classes']}")
+    name = f"{cfg['architecture']}.{cfg['tag']}"
+    return LoadReport(name, "weights of timm", len(model.state_dict()), changed, left=[], used_ema=False)
+
+
+def _refuse_size(model: nn.Module, name: str, size: tuple[int, int]) -> None:
+    """Tries a network on one blank image."""
+    in_chans = get_model_input_config(model)["input_size"][0]
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, in_chans, *size))
+    except (RuntimeError, AssertionError) as error:
+        pixels, reason = f"{size[0]} x {size[1]} pixels", str(error).rstrip(".")
+        raise UserError(f"{name} cannot take images of {pixels}: {reason}. Choose another --img-size.") from error
+    model.train()
 
 
 def _start_from(path: str, model: Any, class_names: Sequence[str]) -> LoadReport:
@@ -65,7 +114,7 @@ def _start_from(path: str, model: Any, class_names: Sequence[str]) -> LoadReport
     theirs = checkpoint.class_names
     if theirs is not None and len(theirs) == len(class_names) and (different := other_classes(class_names, theirs)):
         model.reset_classifier(len(class_names))
-        report.loaded -= len(list(model.get_classifier().parameters()))
+        report.loaded -= sum(key.startswith(head_prefixes(model)) for key in model.state_dict())
         report.changed.append(f"head: rebuilt, since the file's classes have other names: {different}")
     return report
 
@@ -152,7 +201,7 @@ def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
         options["fused"] = True
     if config.backbone_lr_scale is None:
         return create_optimizer_v2(model, layer_decay=config.layer_decay, **options)
-    head = set(model.get_classifier().parameters())
+    head = head_parameters(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter in head]},

@@ -10,10 +10,11 @@ import torch
 
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import FORMAT, VERSION
+from t2t_vit.pictures.report import Best
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import plain, whole_file, write_errors_told
 from t2t_vit.training.learner import Learner
-from t2t_vit.training.progress import AVERAGED, Best, Progress
+from t2t_vit.training.progress import AVERAGED, Progress
 from t2t_vit.training.run_directory import RunDirectory
 from t2t_vit.training.settings import refuse_other_run
 

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, DATA_HELP, IN_CHANS_HELP, VAL_FRACTION_HELP
+from t2t_vit.data.config import (
+    BACKGROUND_HELP,
+    DATA_DIR_HELP,
+    DATA_HELP,
+    IN_CHANS_HELP,
+    SOURCES,
+    VAL_FRACTION_HELP,
+)
 from t2t_vit.errors import UserError
-from t2t_vit.options import Settings, argument, option, read_settings
+from t2t_vit.options import URLS, Settings, argument, missing, option, read_settings
 from t2t_vit.training.recipes import RECIPES, recipe_for
 
 CONFIG_FILE = "config.yaml"
@@ -22,20 +29,28 @@ class TrainConfig(Settings):
     digits; --show prints the settings with any other.
     """
 
-    data: str = argument(DATA_HELP)
+    data: str = argument(DATA_HELP, exists=SOURCES)
     recipe: str | None = option(None, "named defaults", choices=RECIPES)
     model: str | None = option(
-        None, "network to train, as `t2t-vit models` lists them; by default chosen for images and machine"
+        None, "network to train, as `t2t-vit models` lists them; by default the checkpoint's, or chosen for the images"
     )
     img_size: int | tuple[int, int] | None = option(
-        None, "side, or height and width, of the images in pixels; by default chosen, or the model's own", at_least=1
+        None,
+        "side, or height and width, of the images in pixels; by default the checkpoint's, chosen, or the model's own",
+        at_least=1,
     )
     in_chans: int = option(3, IN_CHANS_HELP, at_least=1)
     background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     checkpoint: str | None = option(
-        None, "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH"
+        None, "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS
+    )
+    pretrained: bool = option(
+        False,
+        "start from the released weights of the model, downloaded once; a tag, t2t_vit_14.in1k, means it too",
+        needs="model",
+        unless="checkpoint",
     )
     output: str | None = option(None, "run directory; by default runs/DATA, or runs/DATA-MODEL", metavar="DIR")
     resume: bool = option(False, "continue the run in the output directory; with nothing there yet, start it")
@@ -106,7 +121,7 @@ class TrainConfig(Settings):
     )
     teacher: str | None = option(None, "any timm model to distil from", metavar="MODEL")
     teacher_checkpoint: str | None = option(
-        None, "the teacher's weights; by default its pretrained ones", metavar="PATH", needs="teacher"
+        None, "the teacher's weights; by default its pretrained ones", metavar="PATH", needs="teacher", exists=URLS
     )
     distill_alpha: float = option(0.5, "share of the teacher's part in the loss", above=0, at_most=1, needs="teacher")
     distill_temperature: float = option(1.0, "softmax temperature of that part", above=0, needs="teacher")
@@ -162,10 +177,18 @@ class TrainConfig(Settings):
 
     @classmethod
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values for what the user left open: the recipe's, or those that a run to be resumed was started with."""
-        values = recipe_for(given.get("recipe", cls.recipe), given=given)  # cls.recipe is the default of the field
-        if given.get("in_chans", 3) not in (1, 3):
+        """Values for what the user left open: the recipe's, or those that a run to be resumed was started with.
+
+        Model, image size and channels are the checkpoint's, unless a recipe that the user chose has a size for it.
+        """
+        start = _settings_of(given)
+        known = {**start, **given}
+        values = recipe_for(given.get("recipe", cls.recipe), given=known)  # cls.recipe is the default of the field
+        if known.get("in_chans", 3) not in (1, 3):
             values |= {"aa": None, "color_jitter": None}  # they know colours, and nothing of other channels
+        if "recipe" in given and "img_size" in values:
+            start.pop("img_size", None)
+        values |= {"pretrained": "." in (given.get("model") or "") and "checkpoint" not in given, **start}
         if given.get("resume") and ("data" in given or "output" in given):
             known = {"data": ""} | values | dict(given)
             file = Path(run_directory(known["data"], known.get("model"), known.get("output"))) / CONFIG_FILE
@@ -209,16 +232,29 @@ class TransferConfig(TrainConfig):
     """
 
     recipe: str | None = option("transfer", "named defaults", choices=RECIPES)
-    checkpoint: str = option(
-        ..., "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH"
-    )
+
+    def contradictions(self) -> Iterable[str]:
+        """Those of training, and that there is nothing to start from."""
+        yield from super().contradictions()
+        if self.checkpoint is None and not self.pretrained:
+            yield "Missing --checkpoint: weights to start from. Or give --pretrained for the released ones of --model."
+
+
+def _settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint that a run starts from says of its model, where there is one."""
+    path = given.get("checkpoint")
+    if path is None or missing(path, URLS):  # which is told later, without waiting for torch
+        return {}
+    from t2t_vit.models.factory import settings_of  # here, because it imports torch
+
+    return settings_of(path, model=given.get("model"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Settings):
     """Write the report of a run, finished or not: report.html in its folder."""
 
-    run: str = argument("the run directory", metavar="RUN")
+    run: str = argument("the run directory", metavar="RUN", exists=())
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
 
 

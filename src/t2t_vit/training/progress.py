@@ -2,30 +2,13 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
+from t2t_vit.pictures.report import Best
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.plan import Plan
 
 RAW, AVERAGED = "last weights", "averaged weights"
-
-
-class Best(NamedTuple):
-    """The best weights so far.
-
-    Attributes:
-        step: steps that were done when they were evaluated.
-        epoch: the epoch of that step, from 0.
-        weights: `RAW` or `AVERAGED`.
-        top1: their accuracy in percent.
-        num_images: on how many validation images.
-    """
-
-    step: int
-    epoch: int
-    weights: str
-    top1: float
-    num_images: int
 
 
 @dataclass

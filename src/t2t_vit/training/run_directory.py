@@ -32,7 +32,7 @@ class RunDirectory:
         self.bad_steps = path / "bad_steps.jsonl"
 
     def prepare(self, *, resume: bool) -> None:
-        """Makes the directory.
+        """Tries whether the directory can be written, and leaves nothing there: the settings are the first to be.
 
         Args:
             resume: whether a run in it is continued; else a run in it is never overwritten.
@@ -40,10 +40,13 @@ class RunDirectory:
         Raises:
             UserError: when it holds a run that is not to be continued, or cannot be written.
         """
+        new = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / ".writable").touch()
             (self.path / ".writable").unlink()
+            for path in new:
+                path.rmdir()
         except OSError as error:
             raise UserError(
                 f"The output folder {self.path} cannot be written: {error.strerror}. Choose another --output."
@@ -68,7 +71,8 @@ class RunDirectory:
             file.write(json.dumps(step) + "\n")
 
     def write_settings(self, config: Any, environment: dict[str, Any], split: dict[str, Any]) -> None:
-        """Writes what the run depends on."""
+        """Makes the directory, and writes what the run depends on."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
         write_text(self.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         write_text(self.path / SPLIT, json.dumps(split, indent=2) + "\n")

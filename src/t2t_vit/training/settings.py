@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
 from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.errors import UserError, abbreviate, closest
-from t2t_vit.models.names import resolve_name
+from t2t_vit.models.names import released_url, resolve_name
 from t2t_vit.options import in_words
 from t2t_vit.runtime.files import plain
 from t2t_vit.training.config import TrainConfig, run_directory
@@ -22,7 +22,7 @@ INDIRECT = {"model": ("model",), "data": ("class_names", "split"), "amp": ("prec
 
 
 def refuse_unavailable(config: TrainConfig) -> None:
-    """Refuses models, colours, optimisers and augmentation policies that do not exist, before anything is opened.
+    """Refuses models, weights, colours, optimisers and augmentation policies that do not exist, before all else.
 
     Raises:
         UserError: when there is one.
@@ -30,6 +30,8 @@ def refuse_unavailable(config: TrainConfig) -> None:
     for name in (config.model, config.teacher):
         if name is not None:
             resolve_name(name)
+    if config.pretrained and config.model is not None:
+        released_url(resolve_name(config.model))
     PixelFormat(config.in_chans, config.background)
     if problems := [*_optimiser_problems(config), *_policy_problems(config.aa)]:
         raise UserError(" ".join(problems))

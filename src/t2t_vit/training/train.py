@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from t2t_vit.errors import UserError
+from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.options import configure
 from t2t_vit.pictures.report import RunSummary, write_report
 from t2t_vit.runtime.console import format_duration
@@ -27,7 +29,8 @@ class TrainResult:
     Attributes:
         output: the run directory.
         metrics: the rows of metrics.jsonl, one for each epoch.
-        best_top1: accuracy of best.pt in percent: of the averaged weights where they are kept.
+        best_top1: accuracy of best.pt in percent, on the validation images.
+        test: accuracy of best.pt on the images of test/, by which nothing was chosen; None without them.
         seconds: time spent training, evaluations included.
         interrupted: exit code for the signal that ended the run before its last step, None where none did.
     """
@@ -37,6 +40,7 @@ class TrainResult:
     best_top1: float
     seconds: float
     interrupted: int | None = None
+    test: Accuracy | None = None
 
 
 def train(data: str, **settings: Any) -> TrainResult:
@@ -78,12 +82,25 @@ def run_training(config: TrainConfig) -> TrainResult:
         fit(run)
     finally:
         run.trackers.close(finished=run.is_finished())
-    result = _sum_up(run)
-    _report(run)
-    return result
+    test = _test(run) if run.is_finished() else None
+    _report(run, test)
+    return _sum_up(run, test)
 
 
-def _report(run: Run) -> None:
+def _test(run: Run) -> Accuracy | None:
+    """The accuracy of the best weights on the images of test/, if there are any; measured once, at the end."""
+    images = run.source.test
+    if images is None:
+        return None
+    predictor = Predictor(run.directory.best, machine=run.machine)
+    size = max(1, run.batches.batch_size // run.machine.world_size)
+    loader = evaluation_loader(
+        images, predictor.data_config, batch_size=size, machine=run.machine, workers=run.config.workers
+    )
+    return measure_accuracy(predictor, loader, run.display, label="testing")
+
+
+def _report(run: Run, test: Accuracy | None) -> None:
     """Writes the report of the best weights so far, if there are any."""
     best, directory = run.progress.best, run.directory
     if best is None:
@@ -93,14 +110,15 @@ def _report(run: Run) -> None:
         title=f"{run.model_name} on {run.source.name}",
         about=str(run),
         metrics=run.progress.metrics,
-        best_epoch=best.epoch,
+        best=best,
         images=run.source.val,
         class_names=run.source.class_names,
+        test=test,
     )
     write_report(directory.report, directory.best, run.val_loader, summary, machine=run.machine, display=run.display)
 
 
-def _sum_up(run: Run) -> TrainResult:
+def _sum_up(run: Run, test: Accuracy | None) -> TrainResult:
     """Says how the run went, and returns its result."""
     progress, say = run.progress, run.display.say
     best = progress.best
@@ -124,8 +142,10 @@ def _sum_up(run: Run) -> TrainResult:
             f"best top-1 {best.top1:.2f} % on {best.num_images:,} images: the {best.weights} of step {best.step}; "
             f"{format_duration(progress.elapsed_s)} in all; {run.directory.best}"
         )
+    if test is not None:
+        say(f"top-1 on test {test.top1:.2f} %, on {test.num_images:,} images by which nothing was chosen")
     top1 = best.top1 if best else 0.0
-    return TrainResult(run.directory.path, progress.metrics, top1, progress.elapsed_s, interrupted)
+    return TrainResult(run.directory.path, progress.metrics, top1, progress.elapsed_s, interrupted, test)
 
 
 @one_of_several()
@@ -137,7 +157,8 @@ def report_command(config: ReportConfig) -> None:
     """
     if not (Path(config.run) / "last.pt").exists():
         raise UserError(f"{config.run} holds no run: expected a folder with last.pt, as t2t-vit train leaves it.")
-    _report(setup(configure(TrainConfig, output=config.run, resume=True, log_to=None, device=config.device)))
+    run = setup(configure(TrainConfig, output=config.run, resume=True, log_to=None, device=config.device))
+    _report(run, _test(run) if run.is_finished() else None)
 
 
 def go_on_command(run: Run) -> str:
