@@ -55,7 +55,7 @@ registration.register_with_timm()
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, imported from its home on first use (PEP 562)."""
+    """Imports a public name from its home when it is first used (PEP 562)."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name.startswith("t2t_vit_"):

@@ -1,6 +1,6 @@
-"""The command line: each command is a config class and a function that gets its instance, both named, not imported.
+"""The command line. `COMMANDS` names each command's config class and function and imports neither.
 
-So `t2t-vit --help` imports neither torch nor any command, and `t2t-vit train --help` only the module of its config.
+So `t2t-vit --help` imports no torch, and `t2t-vit train --help` only the module of its config.
 """
 
 import os
@@ -19,10 +19,9 @@ class Command:
     """One command of `t2t-vit`.
 
     Attributes:
-        config: "module:class" of its config, see `options`; the module must not import torch.
-        run: "module:function" that gets the config, and returns None or an exit code.
-        summary: what the command does, in one line.
-        example: its words after `t2t-vit`, ready to be pasted.
+        config: "module:class" of its settings; the module must not import torch.
+        run: "module:function" that takes the settings and returns None or an exit code.
+        example: words after `t2t-vit` that a user can paste.
     """
 
     config: str
@@ -97,21 +96,20 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command and returns its exit code. An error that is ours passes through.
+
+    0: done. 2: the user's mistake, told in one line. 130: Ctrl-C, and 141: the reader of the output has gone; both
+    are silent, as in the shell's own tools.
 
     Args:
         argv: the words after `t2t-vit`; by default those of this process.
-
-    Returns:
-        The exit code: 0 done, 2 the user's mistake, told in one line; 130 interrupted by Ctrl-C, 141 the reader of
-        the output has gone, both silent as the shell's own tools are. Any other error is ours and passes through.
     """
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()  # here, where a broken pipe is caught, and not when Python shuts down
+        sys.stdout.flush()  # here a broken pipe is caught; when Python shuts down it is not
         return code
     except UserError as error:
-        # Of several processes on a machine all find the same mistake: the first one tells it.
+        # Several processes on a machine all find the same mistake: only the first tells it.
         if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             print("t2t-vit: error:", *str(error).splitlines(), file=sys.stderr)
         return 2

@@ -9,11 +9,9 @@ class UserError(ValueError):
 
 
 def closest(name: str, known: Iterable[str], what: str) -> str:
-    """The sentence for an unknown name: the nearest known ones, or the first of all when none is near.
+    """A sentence about an unknown name with the nearest known names, or the first of all if none is near.
 
     Args:
-        name: what the user wrote.
-        known: the names that exist.
         what: the kind of thing, such as "model".
     """
     names = sorted(known)
@@ -23,6 +21,6 @@ def closest(name: str, known: Iterable[str], what: str) -> str:
 
 
 def abbreviate(words: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
-    """The first of them, and how many more there are."""
+    """The first words, and how many more there are."""
     shown = list(words)
     return separator.join(shown[:limit]) + (f" and {len(shown) - limit} more" if len(shown) > limit else "")

@@ -2,8 +2,8 @@
 
     config = parse(TrainConfig, ["digits", "-b", "128", "--img-size", "64", "96"], prog="t2t-vit train")
 
-A flag takes one word, as many as its type has, or as many as follow; `--img-size 64 digits` takes one, since digits is
-no number. A switch takes none: `--amp` or `--no-amp`. The words that no flag takes go to the arguments by their order.
+A flag takes as many words as its type has, or all that follow; `--img-size 64 digits` takes one, since digits is no
+number. A switch takes none: `--amp` or `--no-amp`. Words that no flag takes fill the arguments in order.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from t2t_vit.errors import UserError
 from t2t_vit.options import Config, Option, Settings, build, in_words, nearest, options_of, read_yaml
 
 Advise = Callable[[str, Collection[str]], str | None]
-"""What to give instead of an unknown flag, in a sentence, of the flags that there are; None for no idea."""
+"""Maps an unknown flag and the known ones to a sentence that says what to give instead, or to None."""
 
 GENERAL = "General"
 CONFIG_HELP = "YAML file that sets flags, one 'name: value' a line"
 CONFIG = Option(name="config", help=CONFIG_HELP, short="c", metavar="FILE", heading=GENERAL)
 HELP_COLUMN = 30
-"""Where what a flag does begins, if the flag leaves room for it."""
+"""The column of the explanations, for flags that are short enough."""
 
 
 def parse(
@@ -37,13 +37,13 @@ def parse(
     Args:
         cls: the class of the settings; its docstring opens the help.
         argv: the words after the command.
-        prog: the command, as the help shows it.
+        prog: the command, for the help.
         epilog: the last lines of the help.
-        advise: knows the flags of other programs; asked before the closest one here is named.
+        advise: asked about an unknown flag, before the closest known one is named.
 
     Raises:
         UserError: unknown flags; or unknown keys, missing settings, and values that break a rule, all in one message.
-        SystemExit: `-h` or `--help` was given, and the help is printed.
+        SystemExit: after printing the help for `-h` or `--help`.
     """
     if {"-h", "--help"} & {*argv}:
         print(_help(cls, prog, epilog), flush=True)
@@ -57,7 +57,7 @@ def parse(
 
 
 def _read_words(argv: Sequence[str], options: Sequence[Option], prog: str, advise: Advise) -> dict[str, Any]:
-    """The words of each setting that is given: true or false for a switch, a list where there are several."""
+    """The words of each given setting: true or false for a switch, a list for several words."""
     by_flag = {flag: option for option in options for flag in option.spellings}
     segments: list[tuple[str, list[str]]] = [("", [])]  # a flag, and the words up to the next one
     for word in argv:
@@ -99,7 +99,7 @@ def _read_words(argv: Sequence[str], options: Sequence[Option], prog: str, advis
 
 
 def _words_of(option: Option, following: list[str]) -> list[str]:
-    """The words that a flag takes of those up to the next flag. Several numbers end where a word is none."""
+    """The words that a flag takes of those up to the next flag; several numbers end before a word that is none."""
     if option.kind is bool:
         return []
     if option.counts == (1,):
@@ -130,7 +130,7 @@ def _takes_no_value(option: Option, flag: str, value: str) -> str:
 
 
 def _unknown_flag(word: str, options: Iterable[Option], prog: str, advise: Advise) -> str:
-    """The sentence for a flag that does not exist, with the one that is likely to be meant."""
+    """A sentence about an unknown flag, with the flag that is probably meant."""
     flag = word.partition("=")[0]
     flags = {option.name: option for option in options if not option.is_argument}
     advice = advise(flag, [option.flag for option in flags.values()])
@@ -143,7 +143,7 @@ def _unknown_flag(word: str, options: Iterable[Option], prog: str, advise: Advis
 
 
 def _help(cls: type[Settings], prog: str, epilog: str) -> str:
-    """The flags of a command by their groups, with the defaults that hold without any flag."""
+    """The help of a command: its flags in groups, with their defaults."""
     usual = cls.defaults_for({})
     options = [dataclasses.replace(o, default=usual.get(o.name, o.default)) for o in options_of(cls).values()]
     sections: dict[str, list[tuple[str, str]]] = {}
@@ -159,7 +159,7 @@ def _help(cls: type[Settings], prog: str, epilog: str) -> str:
 
 
 def _form(option: Option) -> str:
-    """A flag with what stands for its words: "-b N, --batch-size N", "--img-size N [N]", "IMAGE..."."""
+    """A flag with placeholders for its words: "-b N, --batch-size N", "--img-size N [N]", "IMAGE..."."""
     least, most = min(option.counts), max(option.counts)
     if _takes_many(option):
         words = f"{option.metavar}..."
@@ -182,7 +182,7 @@ def _help_line(option: Option) -> str:
 
 
 def _columns(form: str, text: str) -> list[str]:
-    """The lines of one flag: its form on the left, what it does on the right."""
+    """The lines of one flag: its form on the left, its explanation on the right."""
     width = shutil.get_terminal_size().columns - 2 - HELP_COLUMN
     lines = textwrap.wrap(text, max(width, 20), break_on_hyphens=False)
     if len(form) <= HELP_COLUMN - 4:

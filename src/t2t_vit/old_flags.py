@@ -1,6 +1,6 @@
-"""What became of the flags of the official code's main.py and transfer_learning.py.
+"""The flags of the official code's main.py and transfer_learning.py, and what to give instead.
 
-One table: the answer to a flag of theirs that is none here, and the list in docs/from-the-official-code.md.
+The table answers an unknown flag and fills the list in docs/from-the-official-code.md.
 """
 
 from collections.abc import Collection
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OldFlag:
-    """A flag of the official code, or several of which the same is to be said.
+    """One or several flags of the official code, with one answer.
 
     Attributes:
-        names: how it is written there.
-        here: what to give instead: a flag, of a command if it is not for all, an argument; empty where there is none.
-        note: how the meaning differs or, where there is nothing instead, why.
+        names: their spellings there.
+        here: the flag, command or argument to give instead; empty if there is none.
+        note: how the meaning differs or, if there is nothing instead, why.
     """
 
     names: tuple[str, ...]
@@ -93,10 +93,9 @@ _BY_NAME = {name.replace("_", "-"): flag for flag in FLAGS for name in flag.name
 
 
 def advise(name: str, known: Collection[str]) -> str | None:
-    """What to give instead of a flag that a command does not have; None where the official code says nothing of it.
+    """What to give instead of an unknown flag; None if it is not the official code's.
 
     Args:
-        name: the flag.
         known: the flags that the command has.
     """
     flag = _BY_NAME.get(name.replace("_", "-"))

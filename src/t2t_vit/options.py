@@ -17,7 +17,7 @@
 `flags.parse` makes the same of the words `digits -b 128 --no-amp`.
 
 A field is a str, int, float or bool, a `Literal` of strings, a tuple of these (`tuple[str, ...]`, `tuple[int, int]`),
-or a union of such types and None. Its rule stands beside it. Every rule that is broken is told, all of them at once.
+or a union of such types and None. Its rule stands beside it. One error tells all the rules that are broken.
 """
 
 import dataclasses
@@ -46,13 +46,13 @@ class Settings:
     """The settings of a command.
 
     Attributes:
-        given: the names of those that the user set, in Python, in a YAML file or on the command line.
+        given: the names of the settings that the user gave, in Python, in a YAML file or on the command line.
     """
 
     if TYPE_CHECKING:
         given: frozenset[str] = frozenset()
     else:
-        # This is no field, so that `asdict` leaves it out. `dataclasses.replace` hands it on all the same.
+        # No field, so that `asdict` leaves it out; `dataclasses.replace` keeps it all the same.
         given: InitVar[frozenset[str]] = frozenset()
 
         def __post_init__(self, given):
@@ -60,26 +60,26 @@ class Settings:
 
     @classmethod
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values that take the place of the fields' defaults, by what the user set."""
+        """Values that replace the fields' defaults, depending on what the user gave."""
         return {}
 
     def contradictions(self) -> Iterable[str]:
-        """A sentence for every problem that no rule of one field tells."""
+        """A sentence for every problem that no field's rule covers."""
         return ()
 
     @functools.cached_property  # defaults may follow from a file
     def changed(self) -> set[str]:
-        """The names of the settings that the user set to another value than they would have had."""
+        """The names of the settings that the user gave a value other than the default."""
         given = {name: getattr(self, name) for name in self.given}
         usual = _usual(type(self), given)
         return {name for name, value in given.items() if value not in (None, usual.get(name))}
 
 
 class Rule(TypedDict, total=False):
-    """What a value must be, and when it has an effect. None is always right.
+    """What a value must be, and when it has an effect. None is always allowed.
 
     Attributes:
-        at_least, above, at_most, below: bounds of a number, or of each number of a tuple; a bound may be the name of
+        at_least, above, at_most, below: bounds of a number, or of each number of a tuple; a number or the name of
             another setting.
         ascending: the numbers of a tuple must not fall.
         writes: the value is a file to be written, with one of these endings; () allows any.
@@ -119,14 +119,14 @@ def option(
     """A dataclass field that is a flag: `batch_size` is `--batch-size`.
 
     Args:
-        default: the value without the flag; `...` when the flag is required.
-        help: what it does: lower case, no full stop. An unknown flag whose words stand in this text is answered with
-            this one, so use the words that people know.
+        default: the value without the flag; `...` makes the flag required.
+        help: what it does: lower case, no full stop. An unknown flag is answered with the flag whose help has its
+            words, so use the words that people know.
         short: the letter of the short form.
-        choices: the values that are allowed, where the type is no `Literal`.
-        metavar: what stands for the value in the help; by default N for a whole number, X for a number.
-        heading: the help's heading over this flag and those that follow.
-        rule: what the value must be, and when it has an effect.
+        choices: the allowed values, if the type is no `Literal`.
+        metavar: the placeholder of the value in the help; by default N for a whole number, X for a number.
+        heading: the help's heading over this flag and the next ones.
+        rule: a `Rule`.
     """
     about = {"help": help, "short": short, "choices": tuple(choices), "metavar": metavar, "heading": heading}
     return _field(default, {**about, "rule": rule})
@@ -142,26 +142,26 @@ def _field(default: Any, about: dict[str, Any]) -> Any:
 
 
 def configure(cls: type[Config], /, **given: Any) -> Config:
-    """The settings of a command as its flags would make them, recipe and all.
+    """The settings of a command as its flags would make them, with the recipe's values.
 
     Args:
         cls: the class of the settings.
-        given: what to set; all else is a default.
+        given: values by name; the others are defaults.
 
     Raises:
-        UserError: for unknown settings, missing ones, and values that break a rule; all in one message.
+        UserError: settings are unknown, missing, or break a rule; one message has them all.
     """
     return build(cls, given, sources={name: name for name in given})
 
 
 def build(cls: type[Config], given: Mapping[str, Any], *, sources: Mapping[str, str], advice: str = "") -> Config:
-    """As `configure`, of values that may be words.
+    """`configure` for values that may be words.
 
     Args:
         cls: the class of the settings.
         given: values by name.
-        sources: what a message calls them, such as "--lr" or "lr in run.yaml".
-        advice: what to do when a setting is missing.
+        sources: their names in messages, such as "--lr" or "lr in run.yaml".
+        advice: what to do if a setting is missing.
     """
     options = options_of(cls)
     typed, wrong = _read_values(options, given, sources)
@@ -219,7 +219,7 @@ def read_settings(cls: type[Settings], path: Path) -> dict[str, Any]:
     """The typed values of a YAML file of settings, such as a run's own.
 
     Raises:
-        UserError: the file cannot be read, or holds what is no setting or no value of it; all in one message.
+        UserError: the file cannot be read, or has unknown settings or wrong values; one message has them all.
     """
     typed, wrong = _read_values(options_of(cls), *read_yaml(path))
     _refuse(wrong.values())
@@ -227,7 +227,7 @@ def read_settings(cls: type[Settings], path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a YAML file by the names of their settings, and what a message calls each."""
+    """The values of a YAML file by the names of their settings, and their names in messages."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -241,7 +241,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def nearest(word: str, options: Mapping[str, "Option"]) -> str | None:
-    """The name of the setting that an unknown flag, key or keyword is likely to mean, by its letters or its help."""
+    """The setting that an unknown flag, key or keyword probably means, by its letters or its help."""
     name = word.lstrip("-").replace("-", "_").removeprefix("no_").lower()
     meant = set(name.split("_"))
     near = [
@@ -299,7 +299,7 @@ class Option:
         """The typed value of words, of a YAML value or of a Python value.
 
         Raises:
-            UserError: it has another type, is none of the choices, or out of the bounds that are numbers.
+            UserError: the value has another type, is none of the choices, or breaks a bound that is a number.
         """
         if self.nullable and value in (None, "none", "auto"):
             return None
@@ -329,7 +329,7 @@ class Option:
         return (f"a {noun}" if self.counts == (1,) else f"{counts}{noun}s") + " or none" * self.nullable
 
     def written(self, value: Any) -> str:
-        """What gives the setting this value on a command line: "--lr 0.1", "--no-amp"."""
+        """The words that give the setting this value on a command line: "--lr 0.1", "--no-amp"."""
         if isinstance(value, bool):
             return self.flag if value else self.flag.replace("--", "--no-", 1)
         return f"{self.flag} {in_words(value)}"
@@ -339,7 +339,7 @@ class Option:
         return self.kind is bool if value is None else value not in (False, (), "no")
 
     def broken_rule(self, value: Any, known: Mapping[str, Any]) -> str | None:
-        """What the value must be, in words, if it is not that. Bounds that are settings count if those are known."""
+        """What the value must be, in words, if it is not that. A bound that is a setting counts if that is known."""
         if value is None:
             return None
         items = value if isinstance(value, tuple) else (value,)
@@ -384,7 +384,7 @@ def options_of(cls: type[Settings]) -> dict[str, Option]:
 def _read_values(
     options: Mapping[str, Option], given: Mapping[str, Any], sources: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The typed values, and a sentence for each setting that is unknown or has a wrong value."""
+    """The typed values, and a sentence for each unknown setting and wrong value."""
     typed, wrong = {}, {}
     for name, value in given.items():
         if name in options:
@@ -402,7 +402,7 @@ def _read_values(
 def _without_effect(
     option: Option, options: Mapping[str, Option], known: Mapping[str, Any], given: Collection[str]
 ) -> str | None:
-    """Beside or without what the setting has no effect, in words; what is not known does not count."""
+    """The settings, in words, whose presence or absence leaves this one without effect; unknown ones do not count."""
     if needs := option.rule.get("needs"):
         all_or_any, word = (all, " and ") if " and " in needs else (any, " or ")
         names = needs.split(word)
@@ -442,7 +442,7 @@ def _type_of(hint: Any) -> dict[str, Any]:
 def _read_item(value: Any, kind: type) -> Any:
     """A word or a value as its type has it, or a ValueError."""
     if kind in (int, float):
-        # Numbers are read from words in a file too: YAML takes 1e-3, which has no point, for a word.
+        # A file's words may be numbers too: YAML reads 1e-3, which has no point, as a word.
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
         number: float = float(value) if kind is float else int(str(value))

@@ -1,4 +1,4 @@
-"""How the models reach timm's registry without t2t_vit importing timm, and with it torch."""
+"""Registers the models with timm, although t2t_vit does not import timm, which would import torch."""
 
 import importlib
 import sys
@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 def register_with_timm() -> None:
-    """Registers the models now if timm is imported already, and otherwise as soon as it has been."""
+    """Registers the models now if timm is imported already, otherwise as soon as it is."""
     if sys.modules.get("timm"):
         importlib.import_module("t2t_vit.models.variants")
     elif _watcher not in sys.meta_path:
@@ -16,10 +16,7 @@ def register_with_timm() -> None:
 
 
 class _TimmWatcher:
-    """A finder that lets the other finders find timm, and ends the import of timm by registering our models.
-
-    An import of timm that fails leaves the watcher to the next.
-    """
+    """An import finder that registers our models at the end of timm's import; if that fails, at the next one."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -39,7 +36,7 @@ class _TimmWatcher:
             if "t2t_vit.models.variants" not in sys.modules:  # else its import is under way, and waits for timm's
                 importlib.import_module("t2t_vit.models.variants")
 
-        # A loader belongs to the one spec it came with, so that this changes one import and no other.
+        # A loader belongs to one spec, so this changes no other import.
         spec.loader.exec_module = execute_then_register  # type: ignore[method-assign]
         return spec
 

@@ -1,7 +1,7 @@
-"""Whether the labels of the validation images mean what those of the training images mean.
+"""Whether labels mean the same in the validation images as in the training images.
 
-A linear classifier of tiny copies of the images needs seconds and knows little, but it need not know much: where it
-finds the labels of training images that it has not seen, it must find those of validation images about as often.
+A linear classifier of tiny copies of the images trains in seconds. It need not be good: if it finds the labels of some
+training images that it has not seen, it should find those of validation images about as often.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ CLEARLY, BARELY = 4.0, 2.5
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a simple classifier that learnt from training images finds the labels.
+    """How often a simple classifier that learnt from training images finds the labels.
 
     Attributes:
-        train_percent: of training images that it was not fitted on.
-        val_percent: of validation images.
-        chance_percent: of validation images, were its answers dealt out at random.
-        verdict: "agree"; "unrelated" or "permuted", which are a reason to look at the data; or "unclear", where the
-            classifier is no better than guessing, or there are too few images, so that nothing is known.
-        renamed: where permuted, labels of validation images, each with the training label that they look like.
+        train_percent: accuracy on training images that it was not fitted on.
+        val_percent: accuracy on validation images.
+        chance_percent: accuracy on validation images if the same answers were shuffled.
+        verdict: "agree"; "unrelated" or "permuted", a reason to look at the data; or "unclear": the classifier is no
+            better than guessing, or there are too few images to tell.
+        renamed: if permuted, pairs of a validation label and the training label that its images look like.
     """
 
     train_percent: float
@@ -46,7 +46,7 @@ class Agreement:
 
 
 def tiny_copy(image: Picture) -> np.ndarray:
-    """What the classifier sees of an image: 16 x 16 pixels of each channel, (256 C,), of bytes or of such a size."""
+    """An image as the classifier sees it: 16 x 16 pixels of each channel, (256 C,), from 0 to 255."""
     if not isinstance(image, Image.Image):
         return 255 * adaptive_avg_pool2d(image, 16).numpy().reshape(-1)
     return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).reshape(-1)
@@ -55,17 +55,14 @@ def tiny_copy(image: Picture) -> np.ndarray:
 def check_agreement(
     train_copies: np.ndarray, train_labels: np.ndarray, val_copies: np.ndarray, val_labels: np.ndarray
 ) -> Agreement | None:
-    """Fits the classifier on training images and compares.
+    """Fits the classifier on training images and compares; None if fewer than two classes have enough images.
 
     Args:
-        train_copies: tiny copies, (N, D), neighbours in the data set beside each other: they may be alike, as
-            frames of a video are, and then must be held out together.
+        train_copies: tiny copies, (N, D), in the order of the data set: neighbours may be alike, as frames of a video
+            are, and must then be held out together.
         train_labels: (N,).
-        val_copies: as train_copies, of validation images.
-        val_labels: as train_labels.
-
-    Returns:
-        The comparison over the classes with images enough; None where that is not two of them.
+        val_copies: (M, 768).
+        val_labels: (M,).
     """
     from sklearn.linear_model import RidgeClassifier  # here, because they take a second to import
     from sklearn.model_selection import cross_val_predict
@@ -96,15 +93,15 @@ class Answers:
     """Labels beside a classifier's answers, each (N,), from 0.
 
     Attributes:
-        share: of right answers.
-        chance: the share to expect were the same answers dealt out at random.
-        errors_above_chance: how far the share is above, in standard errors of that dealing.
+        share: share of right answers.
+        chance: share to expect if the same answers were shuffled.
+        errors_above_chance: how far `share` is above `chance`, in standard errors of the shuffling.
     """
 
     def __init__(self, labels: np.ndarray, answers: np.ndarray) -> None:
         self.labels, self.answers = labels, answers
         n, num_classes = len(labels), int(max(labels.max(), answers.max())) + 1
-        # The trace of a table with these margins, of which each with the same margins is as likely.
+        # The variance of a confusion table's trace, where all tables with the same margins are equally likely.
         rows, columns = (np.bincount(side, minlength=num_classes).astype(float) for side in (labels, answers))
         products = rows * columns
         variance = (n * (products * (n - rows - columns)).sum() + products.sum() ** 2) / (n**2 * (n - 1))
@@ -114,7 +111,7 @@ class Answers:
 
 
 def _errors_between(higher: Answers, lower: Answers) -> float:
-    """How far one share is above another, in standard errors were they the same."""
+    """How far one share is above another, in standard errors of their difference if both were equal."""
     sizes = len(higher.labels), len(lower.labels)
     share = (higher.share * sizes[0] + lower.share * sizes[1]) / sum(sizes)
     error = (share * (1 - share) * (1 / sizes[0] + 1 / sizes[1])) ** 0.5
@@ -122,10 +119,10 @@ def _errors_between(higher: Answers, lower: Answers) -> float:
 
 
 def _permutation(val: Answers, held_out: Answers) -> list[tuple[int, int]]:
-    """The labels that must be renamed for the answers to be right, where that clearly is so; else none.
+    """The renamings of labels that make the answers right; none unless they clearly do.
 
-    Whatever the answers, some permutation fits them better than the labels do. So it is sought on one half of the
-    images and tried on the other, and the other way round.
+    Some permutation fits any answers better than the labels do. So each half of the images tries the permutation that
+    fits the other half.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -1,4 +1,4 @@
-"""Images decoded once and kept in memory, for sets that fit there."""
+"""Images decoded once and kept in memory, if they fit."""
 
 import dataclasses
 import os
@@ -20,17 +20,17 @@ NUM_THREADS = 8
 MAX_SHARE = 0.8  # of the free memory: the training wants some too
 
 Decoded = list[np.ndarray] | UnreadableImage
-"""The pixels of an image, and those at a half, a quarter, an eighth where a crop would have it decoded so."""
+"""The pixels of an image in full, then at the half, quarter and eighth size that a crop would decode it at."""
 
 
 def refuse_large_cache(*parts: tuple[ImageSet, ScaledCrop | None]) -> None:
-    """Refuses images that would not fit in memory, in each training process of this machine, by a sample of them.
+    """Refuses images that would not fit in memory once for each training process here; a sample tells their size.
 
     Args:
-        parts: images, and what they are cropped with.
+        parts: images, each set with the crop that it is loaded with.
 
     Raises:
-        UserError: they would not fit, or they are in memory already.
+        UserError: they would not fit, or are in memory already.
     """
     if any(images.in_memory for images, _ in parts):
         raise UserError("--cache keeps decoded images in memory, where these are already: leave it out.")
@@ -46,13 +46,12 @@ def refuse_large_cache(*parts: tuple[ImageSet, ScaledCrop | None]) -> None:
 
 
 def cached(images: ImageSet, crop: ScaledCrop | None = None) -> ImageSet:
-    """The same images, decoded now: what is loaded from them is the same to the last bit.
+    """The same images, decoded now; loading them gives the same pixels to the last bit.
 
-    Worker processes share the memory where they are forked.
+    Forked worker processes share the memory.
 
     Args:
-        images: the images to decode.
-        crop: what they are going to be loaded with.
+        crop: the crop that they will be loaded with.
     """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         decoded = list(pool.map(partial(_decode, images.load, crop), range(len(images))))
@@ -83,7 +82,7 @@ def _decode(load: Load, crop: ScaledCrop | None, index: int) -> Decoded:
 
 @dataclass(frozen=True)
 class _Reduced:
-    """All of an image, decoded so many times smaller."""
+    """A whole image, decoded `times` smaller."""
 
     times: int
 
@@ -105,10 +104,10 @@ def _estimate_bytes(images: ImageSet, crop: ScaledCrop | None) -> float:
 
 
 def free_memory(root: Path = Path("/")) -> float:
-    """Bytes that this process may still take: the machine's, or those left of a container's.
+    """Bytes that this process may still take, of the machine or of its container.
 
     Args:
-        root: where the system's files proc/meminfo and sys/fs/cgroup are.
+        root: the folder that holds proc/meminfo and sys/fs/cgroup.
     """
     try:
         lines = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())

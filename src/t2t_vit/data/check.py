@@ -27,8 +27,8 @@ from t2t_vit.data.statistics import spread
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.console import Display
 
-NUM_FIRST = 8  # images of each split, at the start of training
-# The report's images: over the whole of each split, and shared among classes whose labels are compared.
+NUM_FIRST = 8  # images of each split that training tries at its start
+# The report's images: NUM_SPREAD over each whole split, the others shared among the classes that are compared.
 NUM_SPREAD = 200
 MAX_CLASSES, NUM_TRAIN, NUM_VAL = 20, 1280, 640
 NUM_THREADS = 8
@@ -37,19 +37,19 @@ LARGE_PIXELS = 10_000_000
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a sample of the data is like; as text, the report of `t2t-vit data`.
+    """What a sample of the data is like; `str` makes it the report of `t2t-vit data`.
 
     Attributes:
         name: the data, as the user wrote it.
-        counts: of each class, the number of training and of validation images.
-        num_test: images to test on after training.
+        counts: class name to the numbers of its training and validation images.
+        num_test: number of images to test on after training.
         notes: a sentence for each thing in the data that is left out.
-        num_sampled: images that were decoded, or could not be.
-        unreadable: a sentence for each of them that could not.
-        mean_size: mean height and width of the others in pixels.
-        largest: name, height and width of the largest of them.
-        of_one_colour: the names of those whose pixels are all the same.
-        agreement: whether the labels of both splits agree; None where there are too few images to tell.
+        num_sampled: number of images tried.
+        unreadable: a sentence for each image tried that cannot be read.
+        mean_size: mean height and width of the readable ones in pixels.
+        largest: name, height and width of the largest one.
+        of_one_colour: names of those whose pixels are all the same.
+        agreement: whether the labels of both splits agree; None if there are too few images to tell.
     """
 
     name: str
@@ -137,12 +137,12 @@ class DataReport:
 
 
 def first_look(source: Source) -> str:
-    """What training says of its data before the first step: the counts of classes, and warnings.
+    """What training says of its data before the first step: counts of classes, and warnings.
 
-    Only a few images of each split are decoded, which takes a moment; `inspect_data` finds more.
+    It decodes only a few images of each split; `inspect_data` finds more.
 
     Raises:
-        UserError: most of the images tried of a split cannot be read.
+        UserError: most of these images cannot be read.
     """
     train, val = (_decode(images, spread(len(images), NUM_FIRST)) for images in (source.train, source.val))
     for split, look in (("training", train), ("validation", val)):
@@ -157,15 +157,10 @@ def first_look(source: Source) -> str:
 def inspect_data(source: Source, *, limit_s: float = 20.0, display: Display | None = None) -> DataReport:
     """Decodes a sample of the images and compares the labels of the two splits.
 
-    The sample is the same each time, unless the disk is so slow that the time runs out first.
-
-    Args:
-        source: the data.
-        limit_s: time for decoding.
-        display: shows the progress.
+    The sample is the same each time, unless decoding takes longer than `limit_s`.
 
     Raises:
-        UserError: none of the images that were tried can be read.
+        UserError: no image of the sample can be read.
     """
     compared = np.flatnonzero(np.minimum(*_count_labels(source)))
     compared = compared[spread(len(compared), MAX_CLASSES)]
@@ -180,13 +175,10 @@ def inspect_data(source: Source, *, limit_s: float = 20.0, display: Display | No
 
 
 def data_command(config: DataConfig) -> int:
-    """`t2t-vit data`: prints the report, and with --verify what cannot be read of all images.
+    """`t2t-vit data`: prints the report or, with --verify, every unreadable image.
 
     Returns:
-        The exit code: 2 when --verify finds unreadable images, else 0.
-
-    Raises:
-        UserError: for data that cannot be used, or a setting without effect.
+        The exit code: 2 if --verify finds unreadable images, else 0.
     """
     if config.workers is not None and not config.verify:
         raise UserError("--workers decodes for --verify, and has no effect without it: leave it out.")
@@ -208,11 +200,10 @@ def data_command(config: DataConfig) -> int:
 
 
 def verify(source: Source, *, workers: int | None = None) -> list[str]:
-    """A sentence for each image that cannot be read. Decodes them all, with a progress bar on a terminal.
+    """Decodes all images and returns a sentence for each that cannot be read.
 
     Args:
-        source: the data.
-        workers: processes that decode; None is one for each core.
+        workers: processes that decode; None takes one for each core.
     """
     unreadable: list[str] = []
     display = Display(stderr=True)  # standard output is for the report
@@ -226,7 +217,7 @@ def verify(source: Source, *, workers: int | None = None) -> list[str]:
 
 
 def _to_nothing(image: Picture) -> Tensor:
-    return torch.empty(3, 0, 0)  # the image has been decoded, and nothing else is asked of it
+    return torch.empty(3, 0, 0)  # decoding it was all that is needed
 
 
 class _Seen(NamedTuple):
@@ -260,7 +251,7 @@ class _Look:
 
 
 class _Glance:
-    """A crop that takes all of an image, with a JPEG decoded to not much more than a tiny copy needs."""
+    """A crop that takes the whole image, and has a JPEG decoded to little more than a tiny copy needs."""
 
     def choose(self, width: int, height: int) -> Box:
         self.height, self.width = height, width
@@ -278,7 +269,7 @@ class _Glance:
 def _decode(
     images: ImageSet, rows: Sequence[int], limit_s: float = float("inf"), advance: Callable[[], None] = lambda: None
 ) -> _Look:
-    """Looks at these images, in order; where time runs out, at a fair sample of them."""
+    """Looks at these images, in order; if time runs out, at a fair sample of them."""
     deadline = time.monotonic() + limit_s
     one_at_a_time = threading.Lock()
 
@@ -326,12 +317,12 @@ def _summarize(source: Source, train: _Look, val: _Look, agreement: Agreement | 
 
 
 def _count_labels(source: Source) -> list[np.ndarray]:
-    """The number of training and of validation images of each class."""
+    """The numbers of training and of validation images of each class."""
     return [np.bincount(images.labels, minlength=len(source.class_names)) for images in (source.train, source.val)]
 
 
 def _sample(images: ImageSet, classes: np.ndarray, num_images: int) -> list[int]:
-    """Rows over the whole split, and of each of these classes as many as make up the number; in order."""
+    """Rows spread over the whole split, and for each of these classes its share of `num_images`; in order."""
     labels = np.asarray(images.labels)
     rows = set(spread(len(labels), NUM_SPREAD))
     for label in classes:

@@ -19,7 +19,7 @@ def cifar_splits(name: str, data_dir: str | None) -> Splits:
 
     Args:
         name: "cifar10" or "cifar100".
-        data_dir: the folder that holds the published archive, or its content; else the archive is downloaded there.
+        data_dir: the folder of the published archive or its content; what is not there is downloaded into it.
     """
     folder = Path(data_dir or "data").expanduser()
     train, test = (partial(_read, name, folder, is_train) for is_train in (True, False))
@@ -39,7 +39,7 @@ def _open(name: str, folder: Path, is_train: bool) -> CIFAR10:
     cifar = CIFARS[name]
     try:
         return cifar(folder, train=is_train)
-    except RuntimeError:  # its files are not there, or are not what was published
+    except RuntimeError:  # its files are missing, or not the published ones
         pass
     try:
         return cifar(folder, train=is_train, download=True)

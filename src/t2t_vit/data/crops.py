@@ -1,4 +1,4 @@
-"""Random crops that are drawn before an image is decoded, so that a large one is decoded no larger than they need."""
+"""Random crops, drawn before an image is decoded: a large image is then decoded no larger than its crop needs."""
 
 import random
 from typing import NamedTuple, Protocol
@@ -12,7 +12,7 @@ from t2t_vit.data.pixels import Picture, to_picture
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels; right and bottom are the first beyond it."""
+    """A part of an image, in pixels; right and bottom lie just outside."""
 
     left: int
     top: int
@@ -21,27 +21,27 @@ class Box(NamedTuple):
 
 
 class Crop(Protocol):
-    """Chooses the part of an image that is wanted, and resizes it."""
+    """Chooses a part of an image and resizes it."""
 
     def choose(self, width: int, height: int) -> Box:
         """The part of an image of this size."""
 
     def reduction(self, box: Box) -> int:
-        """How many times smaller the image may be decoded for that part, at least 1."""
+        """How many times smaller the image may be decoded for this part, at least 1."""
 
     def resize(self, pixels: np.ndarray) -> Picture:
-        """The wanted picture, from the pixels of the part, (H, W, 3), uint8, or (H, W, C), float32."""
+        """The result, from the pixels of the part, (H, W, 3), uint8, or (H, W, C), float32."""
 
 
 class ScaledCrop:
     """timm's crop at a random scale: the same random numbers give the same box and the same interpolation.
 
-    Decoding and resizing differ. A JPEG whose box is to be reduced to a half or less is decoded at a half, a quarter or
-    an eighth, and the box lies on whole pixels of that. torch resizes bytes with the processor's vector instructions,
-    which Pillow, called by timm, does not use; the results are a level or two apart.
+    Decoding and resizing differ. If the box shrinks to a half or less, a JPEG is decoded at a half, a quarter or an
+    eighth, and the box lies on whole pixels of that. torch resizes bytes with vector instructions, Pillow, which timm
+    calls, does not; their results are a level or two apart.
 
     Args:
-        crop: timm's, which sets the scale, the ratio, the size and the interpolation.
+        crop: timm's crop, which sets the scale, the ratio, the size and the interpolation.
     """
 
     def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
@@ -56,11 +56,11 @@ class ScaledCrop:
         return Box(left, top, left + width, top + height)
 
     def reduction(self, box: Box) -> int:
-        """How many times smaller the image may be decoded and still have the pixels of the crop in this part."""
+        """How many times smaller the image may be decoded without this part having fewer pixels than the crop."""
         return max(1, min((box.right - box.left) // self.width, (box.bottom - box.top) // self.height))
 
     def resize(self, pixels: np.ndarray) -> Picture:
-        """The part, (H, W, C), at the size of the crop, by an interpolation drawn at random."""
+        """Resizes the part, (H, W, C), to the crop's size, with a randomly drawn interpolation."""
         images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, C, H, W), channels innermost in memory
         size, mode = (self.height, self.width), random.choice(self.interpolation)
         resized = interpolate(images, size, mode=mode, antialias=True)

@@ -17,7 +17,7 @@ from t2t_vit.errors import UserError, abbreviate
 
 VAL_FOLDERS = ("val", "valid", "validation", "dev")
 PARTS = {"train": ("train", "training"), "val": VAL_FOLDERS, "test": ("test", "testing")}
-"""The parts of data, and what folders of them are called, in capitals or not."""
+"""Maps a part of the data to the names of its folder, in capitals or not."""
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
@@ -27,7 +27,7 @@ def folder_splits(data: str) -> Splits:
     In a folder, train.tar stands for train/, and so on. Without val/, the whole of train/ is to be split.
 
     Raises:
-        UserError: there is a file that is no tar, or one part twice.
+        UserError: the data is a file but no tar, or has one part twice.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -84,9 +84,9 @@ class _Tree:
 
     Attributes:
         root: the folder, or the tar file.
-        children: from a folder to the names of the folders and of the files in it, sorted, without hidden ones.
-        reader: from the paths of files to a function that gives the content of one by its index.
-        top: the folder with which the tree begins.
+        children: maps a folder to the sorted names of the folders and of the files in it, without hidden ones.
+        reader: maps paths of files to a function from an index to the content of that file.
+        top: the folder where the tree begins.
     """
 
     root: Path
@@ -95,11 +95,11 @@ class _Tree:
     top: str = ""
 
     def title(self, folder: str) -> str:
-        """What a message calls a folder."""
+        """The folder's name in messages."""
         return str(self.root / folder)
 
     def files(self, folder: str) -> list[str]:
-        """The files in a folder and below it, sorted, as paths from it."""
+        """The files at any depth in a folder, sorted, as paths relative to it."""
         folders, files = self.children(folder)
         below = [f"{name}/{file}" for name in folders for file in self.files(posixpath.join(folder, name))]
         return sorted(files + below)
@@ -134,7 +134,7 @@ def _tar_tree(path: Path) -> _Tree:
 
 
 def _list_names(names: Sequence[str], folder: str) -> tuple[list[str], list[str]]:
-    """What is in a folder, by the sorted paths of all files."""
+    """The names of the folders and of the files in a folder, from the sorted paths of all files."""
     prefix = f"{folder}/" if folder else ""
     first = bisect_left(names, prefix)
     end = bisect_left(names, f"{folder}0") if folder else len(names)  # 0 follows the slash
@@ -148,12 +148,10 @@ def _read_tar(path: Path, split: str) -> tuple[tuple[str, ...], ImageSet]:
 
 
 def _read_classes(tree: _Tree, folder: str, split: str) -> tuple[tuple[str, ...], ImageSet]:
-    """The class names, sorted, and the images.
+    """The sorted class names and the images of a folder with class folders.
 
     Args:
-        tree: where the folder is.
-        folder: holds the class folders.
-        split: what image names begin with, so that they are the same in folders and in tar files.
+        split: the start of image names, so that they are the same in folders and in tar files.
     """
     class_names = _list_class_folders(tree, folder)
     files: list[str] = []

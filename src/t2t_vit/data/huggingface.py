@@ -15,12 +15,11 @@ VAL_SPLITS = ("validation", "val", "valid", "test")
 
 
 def hugging_face_splits(data: str, data_dir: str | None) -> Splits:
-    """The split train, and the first of validation, val, valid and test; without these, train is to be split.
+    """The split train, and the first of validation, val, valid and test; if there is none, train as one whole.
 
     Args:
-        data: "hfds/" and a data set of the Hub or a folder, and, after a colon, its column of labels where there are
-            several.
-        data_dir: the library's cache folder; None for its own.
+        data: "hfds/NAME" or "hfds/NAME:COLUMN": a data set of the Hub or a folder, and its column of labels.
+        data_dir: the library's cache folder; None takes the library's own.
 
     Raises:
         UserError: the library is not installed, cannot get the data, or finds no images with labels.
@@ -54,7 +53,7 @@ def hugging_face_splits(data: str, data_dir: str | None) -> Splits:
 
 
 def _choose(columns: dict[str, Any], kind: type, name: str, data: str, *, must_exist: bool = False) -> str:
-    """The column of this name, or else, unless it must exist, the only one of the kind."""
+    """The column of this name; if there is none and it need not exist, the only column of this kind."""
     if name in columns:
         return name
     fitting = [column for column in columns if isinstance(columns[column], kind) and not must_exist]

@@ -1,4 +1,4 @@
-"""ImageNet's folders from the three archives in which it is published."""
+"""ImageNet's folders, from its three published archives."""
 
 import gzip
 import itertools
@@ -23,7 +23,7 @@ from t2t_vit.data.config import PrepareImagenetConfig
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.console import Display
 
-# Synset to words of each class. It is written last, so a folder that has it is whole.
+# Synset to words of each class. Written last: a folder that has it is complete.
 CLASSES = "classes.json"
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 # By the readme of the published devkit.
@@ -34,12 +34,11 @@ UNFINISHED = ".unfinished-"
 def prepare_imagenet(config: PrepareImagenetConfig) -> None:
     """Fills OUTPUT/train and OUTPUT/val with a folder of images for each synset, and writes OUTPUT/classes.json.
 
-    An image is there whole or not at all. So the next run continues one that was killed: images that are there in their
-    right size are not written again.
+    An image file is whole or absent, so a run continues one that was killed: it skips images of the right size.
 
     Raises:
         UserError: an archive is cut, damaged or another one; the disk is too small or cannot be written; or the
-            folders do not hold in the end what the devkit counts.
+            folders do not hold as many images as the devkit counts.
     """
     display = Display()
     output = Path(config.output).expanduser()
@@ -73,7 +72,7 @@ def prepare_imagenet(config: PrepareImagenetConfig) -> None:
                 "archive is cut or damaged: download it again. Where there are too many, other files lie among them: "
                 "remove those."
             )
-        os.sync()  # after a power cut the file that stands for completeness must not be there without the images
+        os.sync()  # a power cut must not leave classes.json without the images
         _write(json.dumps(devkit.words, indent=1).encode(), output / CLASSES, unfinished)
     display.say(f"{output} is complete: {devkit}. Next: t2t-vit data {output} --verify")
 
@@ -83,8 +82,8 @@ class _Archive:
     """One of the three archives.
 
     Attributes:
-        label: what an error calls it, or the tar inside it that is being read.
-        published: the name under which it is published.
+        label: its name in errors; while a tar inside it is read, that tar's.
+        published: its published file name.
     """
 
     label: str
@@ -97,7 +96,7 @@ class _Archive:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Tells the user what is wrong with the archive when reading it fails."""
+        """Turns a failure to read the archive into a `UserError`."""
         try:
             yield
         except UserError:
@@ -122,9 +121,9 @@ class _Devkit:
     """What the development kit says of the images.
 
     Attributes:
-        words: synset to the class's names, such as "tench, Tinca tinca".
-        num_train: synset to the number of its training images.
-        val: file name of each validation image to its synset.
+        words: maps a synset to the class's names, such as "tench, Tinca tinca".
+        num_train: maps a synset to the number of its training images.
+        val: maps a validation image's file name to its synset.
     """
 
     words: dict[str, str]
@@ -147,7 +146,7 @@ def _read_devkit(archive: _Archive) -> _Devkit:
     files: dict[str, bytes] = {}
     with archive.reading():
         with gzip.open(archive.path) as file:
-            content = file.read()  # to the end, where its checksum is: a damaged meta.mat makes scipy crash
+            content = file.read()  # reads the checksum at the end too: a damaged meta.mat makes scipy crash
         with tarfile.open(fileobj=BytesIO(content)) as tar:
             for member in tar:
                 name = "/".join(PurePosixPath(member.name).parts[-2:])
@@ -191,7 +190,7 @@ def _parse_devkit(meta: bytes, ground_truth: str) -> _Devkit:
 
 
 def _list(archive: _Archive, pattern: str, expected: set[str]) -> list[tarfile.TarInfo]:
-    """The members of an archive, after a check that they are the expected ones."""
+    """The members of an archive, if they are the expected ones."""
     with archive.reading(), tarfile.open(archive.path, "r:") as tar:
         members = list(_plain_files(tar, pattern, archive, example=min(expected)))
     names = {member.name for member in members}
@@ -204,10 +203,7 @@ def _list(archive: _Archive, pattern: str, expected: set[str]) -> list[tarfile.T
 
 
 def _plain_files(tar: tarfile.TarFile, pattern: str, archive: _Archive, *, example: str) -> Iterator[tarfile.TarInfo]:
-    """The members; refuses what is no plain file of the expected name: links, devices, names that lead elsewhere.
-
-    A sparse file is no plain one either: few bytes can stand for more than fit into memory.
-    """
+    """The members; refuses links, devices, odd names, and sparse files, whose few bytes may stand for too many."""
     for member in tar:
         if not member.isreg() or member.issparse() or not re.fullmatch(pattern, member.name):
             kinds = {"folder": member.isdir(), "sparse file": member.issparse(), "file": member.isreg()}
@@ -242,7 +238,7 @@ def _extract_val(
 
 
 def _extract(tar: tarfile.TarFile, image: tarfile.TarInfo, folder: Path, unfinished: Path) -> str:
-    """Writes an image, unless it is there in its right size, and returns its name."""
+    """Writes an image, unless a file of its size is there, and returns its name."""
     target = folder / image.name
     if not target.exists() or target.stat().st_size != image.size:
         _write(_open_member(tar, image).read(), target, unfinished)
@@ -259,7 +255,7 @@ def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _write(content: bytes, target: Path, unfinished: Path) -> None:
-    """Makes the file whole or not at all: the content is written elsewhere, and then gets its name."""
+    """Writes the content to a temporary file and renames it, so that the target is whole or absent."""
     try:
         unfinished.write_bytes(content)
         unfinished.replace(target)
@@ -270,7 +266,7 @@ def _write(content: bytes, target: Path, unfinished: Path) -> None:
 
 
 def _make_folders(output: Path, devkit: _Devkit) -> None:
-    """Makes the folders of the classes, and removes what a run that was killed left unfinished."""
+    """Makes the class folders, and removes what a killed run left unfinished."""
     try:
         if strange := sorted(set(_count_files(output)) - set(devkit.counts)):
             raise UserError(
@@ -295,7 +291,7 @@ def _refuse_full_disk(output: Path, devkit: _Devkit, needed: int) -> None:
 
 
 def _count_files(output: Path) -> dict[str, int]:
-    """The number of files in each class folder; what is hidden does not count, neither here nor for training."""
+    """The number of files in each class folder, without hidden ones, which training does not see either."""
     return {
         f"{split}/{folder.name}": sum(not file.name.startswith(".") for file in os.scandir(folder))
         for split in ("train", "val")
@@ -306,7 +302,7 @@ def _count_files(output: Path) -> dict[str, int]:
 
 
 def _wrong_counts(output: Path, devkit: _Devkit) -> list[str]:
-    """The class folders that hold another number of images than the devkit says, and what they hold, in words."""
+    """A phrase for each class folder whose number of images is not the devkit's."""
     found, expected = _count_files(output), devkit.counts
     return [
         f"{folder} ({found.get(folder, 0)} images, not {expected.get(folder, 0)})"

@@ -1,4 +1,4 @@
-"""Labelled images, each decoded when it is asked for."""
+"""Labelled images, each decoded when it is needed."""
 
 import dataclasses
 import warnings
@@ -47,12 +47,7 @@ def image_extensions() -> frozenset[str]:
 
 
 class UnreadableImage(UserError):
-    """An image that is missing, cut off or no image at all.
-
-    Attributes:
-        name: the image, as its set names it.
-        reason: what the decoder says, without a full stop.
-    """
+    """An image that is missing, cut off or no image at all; `reason` is the decoder's, without a full stop."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)  # both, so that the error travels between processes
@@ -63,7 +58,7 @@ class UnreadableImage(UserError):
 
 
 class Load(Protocol):
-    """Index to picture: the whole, or what a crop makes of it. Raises UnreadableImage.
+    """Maps an index to a picture, whole or cropped. Raises UnreadableImage.
 
     Sets of files also take `format: PixelFormat`, what the picture is to be read as.
     """
@@ -73,16 +68,16 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images, each decoded when asked for.
+    """Labelled images, each decoded when it is needed.
 
     Attributes:
-        names: what to call each image, such as its path below the data folder, with "/".
+        names: a name for each image, such as its path below the data folder, with "/".
         labels: the class of each image.
-        load: gives an image. It must pickle and survive a fork, for worker processes.
-        in_memory: whether the images lie decoded in memory.
-        format: what they are read as.
-        read_size: gives height and width of an image without decoding it, where that can be done.
-        ignored: of the files beside them that are no images, how many there are of each kind.
+        load: gives an image by its index. It must pickle and survive a fork, for worker processes.
+        in_memory: whether the images are in memory, decoded.
+        format: the kind of picture that the images are read as.
+        read_size: gives an image's height and width without decoding it, if that can be done.
+        ignored: the number of files of each kind beside them that are no images.
     """
 
     names: Sequence[str]
@@ -123,7 +118,7 @@ def _size_of_row(read_size: Callable[[int], tuple[int, int]], rows: Sequence[int
 
 
 def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]) -> ImageSet:
-    """Images that lie in memory: (N, H, W) in grey or (N, H, W, 3) in RGB, uint8."""
+    """Images in memory: (N, H, W) in grey or (N, H, W, 3) in RGB, uint8."""
     return ImageSet(names, labels, partial(_load_array, arrays, names), in_memory=True)
 
 
@@ -155,7 +150,7 @@ def _load_file(
 
 
 def _size_of_file(read: Callable[[int], bytes], names: Sequence[str], index: int) -> tuple[int, int]:
-    """Height and width, from the beginning of a file; UnreadableImage where it is no image."""
+    """Height and width, from the beginning of a file; UnreadableImage if it is no image."""
     with _failure_named(names[index]):
         file = BytesIO(read(index))
         array = read_array(file)
@@ -169,20 +164,20 @@ def _size_of_file(read: Callable[[int], bytes], names: Sequence[str], index: int
 def read_image(
     file: str | Path | BinaryIO, crop: Crop | None = None, *, name: str | None = None, format: PixelFormat = RGB
 ) -> Any:
-    """The picture in a file: the whole, or what a crop makes of it.
+    """The picture in a file, whole or cropped.
 
-    It stands upright, as its EXIF data says. In RGB what is transparent shows the background, and grey of more than 8
-    bits is scaled to 8: 16 bits by 65,535, 32 bits and floating point by the image's own least and largest value. A
-    JPEG of more than `MAX_PIXELS` is decoded smaller.
+    It is turned upright by its EXIF data. In RGB the background shows through transparent pixels, and grey of more
+    than 8 bits is scaled to 8: 16 bits by 65,535, 32 bits and floating point by the image's own least and largest
+    value. A JPEG of more than `MAX_PIXELS` is decoded smaller.
 
     Args:
         file: a path or an open binary file.
-        crop: what the image is for, None for all of it.
-        name: what an error calls the image, the path if not given.
-        format: what it is read as.
+        crop: None gives the whole image.
+        name: the image's name in errors, by default the path.
+        format: the kind of picture to read.
 
     Returns:
-        An RGB image, or (C, H, W), float32, where the format is of other channels.
+        An RGB image, or (C, H, W), float32, for a format of other channels.
 
     Raises:
         UnreadableImage: the decoder fails, for whatever reason, or the image has too many pixels or other channels.
@@ -233,7 +228,7 @@ def _failure_named(name: str) -> Iterator[None]:
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """As `Image.open`, but without its limit of pixels: ours is another one, and is lower for what it holds for."""
+    """`Image.open` without its limit of pixels; `MAX_PIXELS` is ours."""
     try:
         return Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -287,8 +282,8 @@ def _decode_upright(image: Image.Image, crop: Crop | None, format: PixelFormat) 
 
 
 def _orientation(image: Image.Image) -> int:
-    """How an image lies, from 1 to 8, as in EXIF."""
-    # Looked up in few images: parsing costs. Pillow itself turns TIFFs.
+    """The orientation of an image, from 1 to 8, as in EXIF."""
+    # Parsing costs time, so few images are looked up. Pillow itself turns TIFFs.
     if image.format == "TIFF" or not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}:
         return 1
     try:
@@ -298,12 +293,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def crop_pixels(levels: Sequence[np.ndarray], crop: Crop | None) -> Any:
-    """The picture of these pixels: the whole, or what a crop makes of it.
+    """The picture of these pixels, whole or cropped.
 
     Args:
-        levels: the pixels, (H, W) or (H, W, 3), uint8, or (H, W, C), float32; then, where they are known, those of the
-            same image decoded at a half, a quarter and an eighth.
-        crop: what the image is for, None for all of it.
+        levels: the pixels, (H, W) or (H, W, 3), uint8, or (H, W, C), float32; then, if known, those of the same image
+            decoded at a half, a quarter and an eighth.
+        crop: None gives the whole image.
     """
     whole = levels[0]
     if crop is None:

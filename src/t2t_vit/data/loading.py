@@ -22,7 +22,7 @@ from t2t_vit.errors import UserError
 
 
 class Draw(NamedTuple):
-    """One image of one epoch: the place in the epoch's order, and where the image is in its set."""
+    """One image of one epoch: its position in the epoch's order, and its index in the image set."""
 
     epoch: int
     position: int
@@ -30,12 +30,12 @@ class Draw(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a loader yields. Unreadable images are left out, so that a batch may hold fewer images, or none.
+    """What a loader yields, without unreadable images: a batch may hold fewer images than asked for, or none.
 
     Attributes:
-        images: (B, C, H, W), uint8, or float32 of arrays, channels innermost in memory; as `Normalize` takes them.
+        images: (B, C, H, W), uint8, or float32 from arrays, channels last in memory; `Normalize` takes them.
         targets: labels, (B,), int64.
-        indices: where the images are in their set, (B,), int64.
+        indices: rows of the images in their set, (B,), int64.
         unreadable: a sentence for each image left out, with its name and the reason.
     """
 
@@ -53,23 +53,21 @@ class Sample(NamedTuple):
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """The batches of a run, one epoch after another: the batch sampler of a training loader.
+    """The batch sampler of a training loader: the batches of a run, one epoch after another.
 
-    An epoch's order is a permutation drawn from (seed, epoch). Global batch g is positions g B .. (g + 1) B - 1, and
-    process r of W takes every W-th of them from r on, so that the processes together draw what one alone would. The
-    images that do not fill the last batch are left out, unless they are all there is: then they make one smaller
-    batch, and the processes' shares of it may differ by one.
+    (seed, epoch) determine an epoch's order. Batch g is positions g B .. (g + 1) B - 1; process r of W takes every W-th
+    of them from r on, so that all processes together draw what one alone would. Images that do not fill the last batch
+    are left out. If there are fewer than B images, they make one smaller batch, and the processes' shares of it may
+    differ by one.
 
     Args:
-        num_images: size of the training set.
         batch_size: B, images in a batch over all processes.
-        repeats: times an image is drawn, one after another; an epoch then holds so many times fewer images.
-        seed: of the order.
+        repeats: times an image is drawn in a row; an epoch then holds that many times fewer images.
         rank: this process, r.
         world_size: number of processes, W.
 
     Raises:
-        UserError: when a batch or the images cannot be shared among the processes.
+        UserError: a batch or the images cannot be shared among the processes.
     """
 
     def __init__(
@@ -107,14 +105,7 @@ class EpochBatches(Sampler[list[Draw]]):
 
 
 class EvaluationBatches(Sampler[list[Draw]]):
-    """The batches of an evaluation: every image once over all processes, in order, none added to fill a batch.
-
-    Args:
-        num_images: size of the set.
-        batch_size: images in a batch of this process.
-        rank: this process.
-        world_size: number of processes.
-    """
+    """This process's batches of an evaluation: all processes together see every image once, in order."""
 
     def __init__(self, num_images: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -133,7 +124,7 @@ class EvaluationBatches(Sampler[list[Draw]]):
 
 
 class DrawnImages(Dataset[Sample]):
-    """Images by `Draw`, transformed with random numbers that (seed, epoch, position) determine."""
+    """Images by `Draw`; (seed, epoch, position) determine the random numbers of their transform."""
 
     def __init__(self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int = 42) -> None:
         self.images, self.transform, self.crop, self.seed = images, transform, crop, seed
@@ -143,7 +134,7 @@ class DrawnImages(Dataset[Sample]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
         """The samples of a whole batch, which is how a DataLoader asks for them."""
-        with _random_state_kept():  # once a batch: for a small image it costs a fifth of the time
+        with _random_state_kept():  # once a batch, because for a small image it takes a fifth of the time
             return [self._sample(draw) for draw in draws]
 
     def _sample(self, draw: Draw) -> Sample:
@@ -158,7 +149,7 @@ class DrawnImages(Dataset[Sample]):
 
 
 def _seed(*key: int) -> None:
-    """Seeds the generators from which transforms draw: Python's, NumPy's, and torch's of the CPU."""
+    """Seeds the generators that transforms draw from: Python's, NumPy's, and torch's of the CPU."""
     random.seed(" ".join(map(str, key)))  # Python hashes text with SHA-512: near keys give unrelated numbers
     np.random.seed(random.getrandbits(32))
     torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed would reseed the GPUs as well
@@ -166,7 +157,7 @@ def _seed(*key: int) -> None:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Restores the CPU random number generators at the end, whatever is seeded or drawn inside."""
+    """Restores the CPU's random number generators at the end."""
     python, numpy, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -196,11 +187,11 @@ def make_loader(
     workers: int | None = None,
     pin_memory: bool = False,
 ) -> "DataLoader[Batch]":
-    """A loader of `Batch`; its workers live as long as the loader, across epochs.
+    """A loader of `Batch` whose workers live across epochs.
 
     Args:
-        batches: an `EpochBatches`, to be told the steps before each iteration, or an `EvaluationBatches`.
-        workers: processes that decode and augment; 0 decodes in this process; None is `default_workers`.
+        batches: an `EpochBatches`, which must be told the steps before each iteration, or an `EvaluationBatches`.
+        workers: processes that decode and augment; 0 decodes in this process; None takes `default_workers`.
         pin_memory: whether the batches go to a GPU.
     """
     workers = default_workers() if workers is None else workers
@@ -217,7 +208,7 @@ def make_loader(
 
 
 def default_workers() -> int:
-    """One worker for each core this process may use, shared among the node's processes, 8 at most; none on one core."""
+    """One worker a core, shared among the machine's training processes: 8 at most, none on one core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun sets it
     return min(share, 8) if share > 1 else 0

@@ -19,16 +19,16 @@ from t2t_vit.errors import UserError, abbreviate
 
 
 def shard_splits(data: str) -> Splits:
-    """The shards with the word train in their path, and those with val or validation; without these, one whole.
+    """The shards with the word train in their path, and those with val or validation.
 
-    The whole is the shards for training, or all where no name says what it is for. Those with the word test are left
-    out of either.
+    Without validation shards, the training shards are one whole; without either word, all shards are. Shards with the
+    word test are left out.
 
     Args:
-        data: "wds/" and the folder that holds .tar files, itself or in its folders.
+        data: "wds/" and a folder that holds .tar files at any depth.
 
     Raises:
-        UserError: it holds none, or beside those for training some that say nothing.
+        UserError: there are no shards; or some have the word train, and others none of these words.
     """
     folder = data.removeprefix("wds/")
     root = Path(folder).expanduser()
@@ -54,7 +54,7 @@ def shard_splits(data: str) -> Splits:
 
 
 def _read(root: Path, shards: Sequence[str]) -> tuple[tuple[str, ...], ImageSet]:
-    """The labels that occur, in order, as class names, and the images."""
+    """The labels that occur, sorted, as class names; and the images."""
     names: list[str] = []
     places: list[tuple[int, int, int]] = []
     targets: list[int] = []

@@ -1,4 +1,4 @@
-"""Data by its name: what to train on, and what to evaluate on."""
+"""Opens data by its name, to train or to evaluate on."""
 
 import os
 import pkgutil
@@ -34,9 +34,9 @@ class Source:
 
     Attributes:
         name: the data, as the user wrote it.
-        class_names: label to name; train and val agree on it.
-        split: how val came about, as plain JSON values; equal records mean equal images on both sides.
-        test: images for a last look after training, where the data has such a part.
+        class_names: the name of each label, in train and in val.
+        split: how train and val were separated, as plain JSON values; equal records mean equal splits.
+        test: images for a last look after training, if the data has them.
         notes: a sentence for each thing in the data that is no part of these.
     """
 
@@ -51,11 +51,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate on.
-
-    Attributes:
-        part: which of the data these images are, in words.
-    """
+    """What to evaluate on; `part` says in words which part of the data that is."""
 
     images: ImageSet
     class_names: tuple[str, ...]
@@ -73,15 +69,15 @@ def open_source(
     """The training and validation images of some data, and those to test on where it has some.
 
     Args:
-        data: a name of `SOURCES`, or else a folder or a .tar file that holds train/ and val/, or train/ alone, or class
-            folders alone. A name comes first: write ./digits for a folder of that name.
-        data_dir: where cifar10 and cifar100 are, or are put, by default data/; the cache of hfds/NAME.
-        val_fraction: share of each class to split off, where val does not exist.
+        data: a name of `SOURCES`; else a folder or a .tar file that holds train/ and val/, or train/ alone, or class
+            folders alone.
+        data_dir: the folder of cifar10 and cifar100, by default data/; the cache of hfds/NAME.
+        val_fraction: share of each class to split off if there is no val.
         seed: seed of that split.
         format: what the images are read as.
 
     Raises:
-        UserError: there is no such data, or its classes do not fit; every misfit of one kind is named at once.
+        UserError: there is no such data, or the classes of train and val differ.
     """
     splits = _open(data, data_dir)
     if splits.whole is not None:
@@ -143,13 +139,12 @@ def open_evaluation(
 ) -> Evaluation:
     """The images of some data to measure a trained model on.
 
-    They are the validation images where the data has some, else its test images. Data that is one whole counts whole,
-    unless training split it: then its validation part counts. Of digits only the validation part ever counts.
+    They are the validation images if the data has some, else its test images. Otherwise they are what training split
+    off for validation or, if training saw none of the data, all images. Of digits they are always the validation part.
 
     Args:
-        data: as for `open_source`.
-        data_dir: as for `open_source`.
-        trained_split: `Source.split` as the model's checkpoint recorded it, if it did.
+        data, data_dir: as for `open_source`.
+        trained_split: `Source.split`, if the model's checkpoint recorded it.
 
     Raises:
         UserError: as `open_source`.
@@ -201,7 +196,7 @@ def _refuse_other_classes(train: Sequence[str], found: Sequence[str], train_titl
 
 
 def other_classes(found: Sequence[str], expected: Sequence[str]) -> str:
-    """The classes, of two lists of the same length, whose names differ: "'flat' for 'lying'"; empty if none does."""
+    """The names that differ between two lists of the same length, as "'flat' for 'lying'"; empty if none does."""
     return abbreviate(
         f"{ours!r} for {theirs!r}" for ours, theirs in zip(found, expected, strict=True) if ours != theirs
     )

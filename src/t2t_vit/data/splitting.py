@@ -1,4 +1,4 @@
-"""Train and validation splits: those that the data comes with, and one that is split off by class."""
+"""Train and validation splits: the data's own, or one that is split off by class."""
 
 import hashlib
 import math
@@ -14,11 +14,11 @@ from t2t_vit.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """The train split or the validation split of some data, not listed yet: listing can take long.
+    """The train or the validation split of some data, not listed yet, since listing can take long.
 
     Attributes:
-        title: what a message calls the split, such as the folder in which it lies.
-        read: lists the split: returns the class names, label by label, and the images.
+        title: the split's name in messages, such as its folder.
+        read: lists the split and returns the class names, label by label, and the images.
     """
 
     title: str
@@ -27,12 +27,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of some data, as far as it has any, or else all of its images as one whole.
+    """The splits that some data has, or else all of its images as one whole.
 
     Attributes:
-        title: what a message calls the data.
-        test: what is looked at once, after training.
-        always_split: whether evaluation, too, takes only what is split off the whole for validation.
+        title: the data's name in messages.
+        test: the split for a last look after training.
+        always_split: whether evaluation, too, sees only the validation part of a whole.
         notes: a sentence for each thing in the data that is no part of these.
     """
 
@@ -46,18 +46,17 @@ class Splits:
 
 
 def split_by_class(images: ImageSet, *, val_fraction: float, seed: int) -> tuple[ImageSet, ImageSet, dict[str, Any]]:
-    """Splits images for training and for validation, classes in proportion, each class on either side.
+    """Splits images for training and validation, in the same proportion for each class and with each class in both.
 
-    An image's rank in its class is a hash of its name, so that neither the order of files on disk nor a library's
-    random numbers matter.
+    A hash of its name ranks an image in its class, so that neither the order of files on disk nor a library's random
+    numbers matter.
 
     Args:
         images: at least two of each class.
         val_fraction: the share for validation.
-        seed: other seeds split otherwise.
 
     Returns:
-        The images for training, those for validation, and a record of the split as `given_split`'s.
+        The images for training, those for validation, and a record of the split like `given_split`'s.
 
     Raises:
         UserError: the fraction is not between 0 and 1.
@@ -80,12 +79,12 @@ def split_by_class(images: ImageSet, *, val_fraction: float, seed: int) -> tuple
 
 
 def given_split(train: ImageSet, val: ImageSet) -> dict[str, Any]:
-    """The record of a split that the data came with, as plain JSON values; equal records mean equal splits."""
+    """The record of the data's own split, as plain JSON values; equal records mean equal splits."""
     return {"kind": "given", **_fingerprint(train, val)}
 
 
 def _fingerprint(train: ImageSet, val: ImageSet) -> dict[str, Any]:
-    """Sizes and a hash of the sorted names of both sides: another file, or one that changed sides, changes the hash."""
+    """Sizes and a hash of the sorted names of both sides: it changes if a file is new, or changes sides."""
     sha1 = hashlib.sha1()
     for images in (train, val):
         for name in sorted(images.names):

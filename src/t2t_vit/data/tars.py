@@ -1,8 +1,8 @@
-"""Files inside tar files, read by their place: any one at any time, by any number of processes.
+"""Files inside tar files, read in any order by any number of processes.
 
-timm's reader of tar files shares one open file with the worker processes that are forked from it, takes the innermost
-folder for the class, and streams webdatasets. Here an image is a range of bytes, so that a tar is as good as a folder:
-the same classes, the same split, and a run that continues in the middle of an epoch.
+An image is a range of bytes here, so that a tar gives the classes and the split of the same files in a folder, and a
+run continues in the middle of an epoch. timm's reader shares an open file with forked workers, takes the innermost
+folder for the class, and streams webdatasets.
 """
 
 import posixpath
@@ -20,7 +20,7 @@ Extent = tuple[int, int]
 
 
 def index_tar(path: Path) -> dict[str, Extent]:
-    """Where each file of a tar file lies, by its name; hidden files are left out, and a tar inside counts as a folder.
+    """Maps each file in a tar file to its place, hidden files left out; a tar inside counts as a folder.
 
     Raises:
         UserError: the file is no plain tar, is cut off, or holds symbolic links.
@@ -40,7 +40,7 @@ def index_tar(path: Path) -> dict[str, Extent]:
 
 
 def _index(archive: tarfile.TarFile, extents: dict[str, Extent], *, folder: str = "", start: int = 0) -> None:
-    """Adds the files of an archive that begins at byte `start` of the outermost one and stands for a folder."""
+    """Adds the files of an archive that begins at byte `start` of the outermost one and counts as `folder`."""
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined] # it would keep them all: a gigabyte for a million files
         name = _inner_name(folder + member.name)
@@ -58,7 +58,7 @@ def _index(archive: tarfile.TarFile, extents: dict[str, Extent], *, folder: str 
 
 
 def _inner_name(name: str) -> str:
-    """The path from the top of the archive, whatever it was packed with: "./", "/", "../"."""
+    """The path from the top of the archive, without the "./", "/" or "../" that it may start with."""
     return posixpath.normpath(f"/{name}").lstrip("/")
 
 
@@ -67,7 +67,7 @@ def tar_reader(paths: Sequence[Path], places: Sequence[tuple[int, int, int]]) ->
 
     Args:
         paths: the tar files.
-        places: of each file, which tar file holds it, its first byte there, and its number of bytes.
+        places: for each file, the index of its tar file, its first byte there, and its number of bytes.
     """
     return partial(_read_place, paths, np.array(places, dtype=np.int64))
 

@@ -1,4 +1,4 @@
-"""What happens to an image on its way into a network: augmentation, resizing and normalisation, by timm."""
+"""timm's augmentation, resizing and normalisation of images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -35,7 +35,7 @@ def train_transform(
         The crop with which images are loaded, None for whole images, and the transform of loaded images.
 
     Raises:
-        UserError: timm does not take these settings.
+        UserError: timm refuses these settings.
     """
     try:
         steps = _steps({**data_config, "interpolation": "random", **augmentation, "is_training": True})
@@ -61,11 +61,7 @@ def train_transform(
 
 
 def eval_transform(data_config: Mapping[str, Any]) -> Transform:
-    """timm's resize and centre crop.
-
-    Args:
-        data_config: input_size (C, H, W), mean, std, crop_pct, interpolation: timm's data configuration.
-    """
+    """timm's resize and centre crop, by timm's data configuration."""
     return Compose(_steps(data_config))
 
 

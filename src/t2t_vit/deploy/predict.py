@@ -55,7 +55,7 @@ def find_images(words: Sequence[str]) -> list[Path | str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Image files by name, hidden ones and those in hidden folders left out."""
+    """The image files in a folder, sorted, without hidden files and folders."""
     return sorted(
         path
         for path in folder.rglob("*")

@@ -25,13 +25,13 @@ TABLE, PICTURE = "comparison.csv", "comparison.png"
 
 
 def compare(config: CompareConfig) -> None:
-    """Prints what models cost. Given data, trains each on it with the same settings, one after the other.
+    """Prints what models cost; given data, trains each on it with the same settings, one after the other.
 
-    Then the folder of the comparison holds a run directory for each model, the table as CSV, and a picture of the
-    learning curves beside predicted images.
+    Training leaves a folder with a run directory for each model, the table as CSV, and a picture of the learning
+    curves beside predicted images.
 
     Raises:
-        UserError: as training does; for an unknown model before the first one is trained.
+        UserError: as training does; an unknown model, before the first one is trained.
     """
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
@@ -40,7 +40,7 @@ def compare(config: CompareConfig) -> None:
     output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
     results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
 
-    # Each with its best weights, in the precision that its run was evaluated in.
+    # Each predicts with its best weights, in the precision that its run was evaluated in.
     predictors = {
         name: Predictor(result.output / "best.pt", device=config.device, amp=None) for name, result in results.items()
     }
@@ -53,7 +53,7 @@ def compare(config: CompareConfig) -> None:
 
 
 def train_config(config: CompareConfig, *, model: str, output: Path) -> TrainConfig:
-    """The settings of one model's run: those of the comparison, and for what it leaves open the recipe's."""
+    """The settings of one model's run: the comparison's, and the recipe's for what the comparison leaves open."""
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "models"}
     given = {name: value for name, value in shared.items() if value is not None}
     return configure(TrainConfig, **{**given, "model": model, "output": output})
@@ -106,7 +106,7 @@ def _draw(results: dict[str, TrainResult], best: str, predictor: Predictor, conf
 
 
 def choose_images(predicted: dict[int, str], labels: Sequence[str], *, count: int) -> list[int]:
-    """Images for the sheet, in their order: evenly from all of them, and every mistake where mistakes are few."""
+    """Images for the sheet, in order: evenly spaced over all, with every mistake if mistakes are few."""
     readable = sorted(predicted)
     mistakes = [index for index in readable if predicted[index] != labels[index]]
     must = mistakes if len(mistakes) <= count // 4 else []

@@ -29,5 +29,5 @@ class EvalConfig(Settings):
 
     @classmethod
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Half precision where its type is named."""
+        """Half precision if its type is given."""
         return {"amp": "amp_dtype" in given}

@@ -27,8 +27,8 @@ class Accuracy:
         top1: percentage of images whose likeliest class is right.
         top5: percentage of images whose class is among the five likeliest.
         loss: mean cross-entropy.
-        num_images: images evaluated.
-        unreadable: a sentence for each image that could not be read.
+        num_images: number of images evaluated.
+        unreadable: a sentence for each image that cannot be read.
     """
 
     top1: float
@@ -39,7 +39,7 @@ class Accuracy:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The numbers by name, unreadable images counted."""
+        """The numbers by name, with the number of unreadable images."""
         numbers = asdict(self)
         numbers["num_unreadable"] = len(numbers.pop("unreadable"))
         return numbers
@@ -49,12 +49,15 @@ def evaluate(data: str, *, checkpoint: str, **settings: Any) -> Accuracy:
     """Measures a checkpoint's accuracy on labelled images, as the command `eval` does.
 
     Args:
-        data: a folder, or the name of a data set.
-        checkpoint: weights, in any known format: a path or an http(s) URL.
+        data: a folder, or the name of a data set such as digits.
+        checkpoint: a path, a run's folder or an http(s) URL of weights in any known format.
         settings: the flags of the command, such as `batch_size=64` or `use_ema=False`.
 
+    Returns:
+        The accuracy and the loss.
+
     Raises:
-        UserError: for data or a checkpoint that cannot be used, or images that cannot be read.
+        UserError: the data or the checkpoint cannot be used, or images cannot be read.
     """
     config = configure(EvalConfig, data=data, checkpoint=checkpoint, **settings)
     return _evaluate(config, _machine_of(config), Display(silent=True))
@@ -82,7 +85,7 @@ def measure_accuracy(
     label: str = "evaluating",
     stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
-    """Measures a network on every image of a loader; of several processes, each has a part and all get the whole.
+    """Measures a network on every image of a loader. Each process takes its part; all get the result of the whole.
 
     Args:
         display, label, stop: as for `Predictor.stream`.

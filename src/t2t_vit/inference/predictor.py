@@ -1,4 +1,4 @@
-"""The one path from images to probabilities: `eval`, the report of a run, `compare` and `predict` all take it."""
+"""The one path from images to probabilities, for `eval`, `predict`, `compare` and the report of a run."""
 
 import dataclasses
 import os
@@ -50,23 +50,24 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A trained network that takes images as they are and answers with class names and probabilities.
+    """A trained network that maps images to class names with probabilities.
 
     Args:
-        source: a checkpoint, as a path or an http(s) URL in any format that `load_checkpoint` reads; or a network.
-        device: a torch device, or "auto" for the GPU where there is one.
-        amp: half precision; None takes it where the hardware is quicker at it.
-        machine: what `find_machine` returned, instead of `device` and `amp`.
+        source: a path, a run's folder or an http(s) URL of a checkpoint in any known format; or a network.
+        device: a torch device, or "auto" for the GPU if there is one.
+        amp: whether to compute in half precision; None does if the hardware is faster at it.
+        machine: replaces `device` and `amp`; `runtime.machine.find_machine` makes one.
         background: the colour behind transparent pixels; by default the checkpoint's, else white.
         data_config: timm's data configuration; by default the checkpoint's, else the network's.
-        class_names: by default the checkpoint's, else ImageNet's for a network of that many classes, else numbers.
-        build: arguments of `load_model` for a checkpoint, such as `use_ema` or `img_size`.
+        class_names: by default the checkpoint's, else ImageNet's if the network has as many classes, else numbers.
+        build: how to build the checkpoint's network, such as `use_ema=False` or `img_size=384`.
 
     Attributes:
+        network: the network, in evaluation mode.
         checkpoint: what the file says besides its weights; empty for a network in memory.
 
     Raises:
-        UserError: when the checkpoint cannot be read or has no head, or the device does not exist.
+        UserError: the checkpoint cannot be read or has no head, or the device does not exist.
     """
 
     def __init__(
@@ -119,10 +120,10 @@ class Predictor:
                 processes that read more images than one batch, by default one a core.
 
         Returns:
-            The prediction for one image; for many an iterator over their predictions, in order.
+            The prediction of one image, or an iterator over the predictions of many, in order.
 
         Raises:
-            UserError: when the one image cannot be read. Among many, its prediction says so.
+            UserError: the one image cannot be read. Among many images, the prediction's `error` says so.
         """
         if not isinstance(images, str | os.PathLike | Image.Image):
             return self._predict(images if isinstance(images, ImageSet) else _image_set(list(images)), top_k, **options)
@@ -171,14 +172,14 @@ class Predictor:
         label: str = "predicting",
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
-        """Runs the network in evaluation mode on each batch of a loader; of several processes, each has its part.
+        """Runs the network in evaluation mode on each batch of this process's loader.
 
         Args:
-            display: shows the progress, under this label.
-            stop: asked after each batch; when true, the rest is left out. All processes must answer alike.
+            display: shows the progress, under `label`.
+            stop: called after each batch; True ends the loop. All processes must get the same answer.
 
         Yields:
-            A batch, its logits, (B, num_classes), and its embeddings, (B, C), or None where they are not asked for.
+            A batch; its logits, (B, num_classes); with `embed` its embeddings, (B, C), else None.
         """
         was_training = getattr(self.network, "training", False)
         if was_training:
@@ -208,7 +209,7 @@ class Predictor:
 def evaluation_loader(
     images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
 ) -> "DataLoader[Batch]":
-    """Every image once, over all processes, resized and cropped as the data configuration says."""
+    """This process's part of the images, resized and cropped as the data configuration says."""
     return make_loader(
         DrawnImages(images.in_format(PixelFormat.of(data_config)), eval_transform(data_config)),
         EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
@@ -223,7 +224,7 @@ def _published_class_names(network: Any) -> Sequence[str]:
 
 
 def _image_set(images: Sequence[ImageOrPath]) -> ImageSet:
-    """Images without labels; an open one that comes from no file is named by its number."""
+    """Images without labels; an open image without a file is named by its number."""
     names = [
         getattr(image, "filename", "") or f"image {row}" if isinstance(image, Image.Image) else os.fspath(image)
         for row, image in enumerate(images)

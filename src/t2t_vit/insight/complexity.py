@@ -27,17 +27,16 @@ FROZEN_TABLES = ("pos_embed", "w")
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
-    """A network's row in the table. A field that a network does not have, or that nobody published, is None.
+    """A network's row in the table. None stands for what the network does not have or nobody published.
 
     Attributes:
         tokens: kind of T2T module.
         embed_dim: width of the first block.
         num_features: width of the last block.
-        depth: number of blocks.
-        img_size: height and width in pixels, at which `macs` holds.
-        parameters: frozen tables included.
-        macs: multiply-accumulates of one image, the attention products included.
-        top1_percent: published accuracy, at the model's own size on what its weights were trained for.
+        img_size: height and width in pixels that `macs` refers to.
+        parameters: number of parameters, with frozen tables.
+        macs: multiply-accumulates of one image, with attention's products.
+        top1_percent: published accuracy at the model's own image size.
     """
 
     model: str
@@ -53,7 +52,7 @@ class Complexity:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """The number of a network's trained parameters, and of all its parameters with the FROZEN_TABLES."""
+    """The number of a network's trained parameters, and that of all its parameters and FROZEN_TABLES."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tables = sum(buffer.numel() for name, buffer in model.named_buffers() if name.rpartition(".")[2] in FROZEN_TABLES)
@@ -61,15 +60,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
-    """Multiply-accumulates of one evaluated image, the attention products included.
+    """Multiply-accumulates of one image of (C, H, W) in evaluation, with attention's products.
 
-    A copy of the network runs on the meta device, where tensors have a shape and no content. Attention is counted as
-    two plain matrix products, since PyTorch before 2.15 counts nothing for fused attention. A performer's output
-    projection is counted as in the paper, once for each token, though it is computed once for each random feature.
-
-    Args:
-        model: any network that takes images.
-        input_size: (C, H, W).
+    A copy of the network runs on the meta device. Attention runs there as two plain matrix products, since PyTorch
+    before 2.15 counts nothing for fused attention. A performer's output projection counts once for each token, as in
+    the paper, though it is computed once for each random feature.
     """
     model = copy.deepcopy(model).to("meta").eval()
     image = torch.empty(1, *input_size, device="meta", dtype=next(model.parameters()).dtype)
@@ -92,11 +87,11 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
     """The row of a model of this package or of timm, counted without allocating its weights.
 
     Args:
-        name: its name, with timm's tag or without, or the published spelling.
+        name: any spelling that `resolve_name` knows.
         img_size: side, or (H, W), in pixels; None takes the model's own.
 
     Raises:
-        UserError: for an unknown name, or a size that the model cannot take.
+        UserError: the name is unknown, or the model cannot take the size.
     """
     name = resolve_name(name)
     input_size = input_size_of(name, img_size)
@@ -122,14 +117,14 @@ def describe(name: str, img_size: int | tuple[int, int] | None = None) -> Comple
 
 
 def input_size_of(name: str, img_size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
-    """The (C, H, W) of a model's images, at a given size or at the model's own."""
+    """The (C, H, W) of a model's images, at this size or the model's own."""
     in_chans, *own_size = timm.get_pretrained_cfg(name).input_size
     height, width = own_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
     return in_chans, height, width
 
 
 def models(config: ModelsConfig) -> None:
-    """`t2t-vit models`: prints the table of models, and writes it where asked."""
+    """`t2t-vit models`: prints the table of models, and writes it as CSV if asked."""
     names = dict.fromkeys([*list_models(), *map(resolve_name, config.names)])
     rows = [describe(name, config.img_size) for name in names]
     if config.csv:

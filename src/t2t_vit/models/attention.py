@@ -1,4 +1,4 @@
-"""Softmax attention, by the quickest kernel for the device and the precision."""
+"""Softmax attention, by the fastest kernel for the device and the precision."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 QUERIES_AT_A_TIME = 512
 MAX_STORED_TOKENS = 4096
-"""Up to this many tokens the attention weights are kept for the backward pass."""
+"""The most tokens whose attention weights are kept for the backward pass."""
 
 
 @torch.fx.wrap
@@ -18,24 +18,19 @@ MAX_STORED_TOKENS = 4096
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, drop: float = 0.0) -> Tensor:
     """softmax(scale q k^T) v.
 
-    PyTorch's fused kernels store no attention weights, and on a GPU nothing is quicker. On a CPU in bfloat16 two plain
-    matrix products are quicker (docs/log.md); they take a part of the queries at a time. In training they keep the
-    attention weights for the backward pass. Of more than MAX_STORED_TOKENS tokens they keep none, and the backward pass
-    computes the weights again, so that memory is linear in the tokens here too.
+    PyTorch's fused kernels store no attention weights. On a CPU in bfloat16 two plain matrix products are faster
+    (docs/log.md); they take a part of the queries at a time. Up to MAX_STORED_TOKENS tokens they keep the attention
+    weights for the backward pass; above, the backward pass computes the weights again, so that memory stays linear in
+    the tokens.
 
     Args:
-        q: queries, (B, heads, N, D).
-        k: keys, (B, heads, N, D).
-        v: values, (B, heads, N, D).
+        q, k, v: (B, heads, N, D), as is the result.
         scale: factor of the products q k^T.
         drop: probability that an attention weight is dropped.
-
-    Returns:
-        (B, heads, N, D).
     """
     if torch.jit.is_scripting():
         return F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=scale)
-    if q.is_cpu and torch.is_autocast_enabled("cpu") and q.dtype != torch.float64:  # as the fused kernel sees it
+    if q.is_cpu and torch.is_autocast_enabled("cpu") and q.dtype != torch.float64:  # like the fused kernel
         dtype = torch.get_autocast_dtype("cpu")
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if not (q.is_cpu and q.dtype == torch.bfloat16):

@@ -15,13 +15,12 @@ from t2t_vit.models.attention import SoftmaxAttention
 class Block(nn.Module):
     """Pre-norm transformer block: y = x + attention(norm(x)), z = y + mlp(norm(y)).
 
-    With `growth_rate` it is DenseNet's layer: z goes through a linear to the growth and is concatenated to x.
+    With `growth_rate` it is DenseNet's layer: a linear layer maps z to the growth, which is concatenated to x.
 
     Args:
         dim: width of a token.
-        attn: (B, N, dim) to (B, N, dim).
-        mlp: (B, N, dim) to (B, N, dim).
-        drop_path: probability that a residual branch is skipped for an image.
+        attn, mlp: modules from (B, N, dim) to (B, N, dim).
+        drop_path: probability that an image skips a residual branch.
         growth_rate: channels added; 0 for a residual block.
     """
 
@@ -51,9 +50,9 @@ class Block(nn.Module):
 
     @torch.jit.unused
     def _skips_dropped(self, x: Tensor) -> bool:
-        """Whether a branch is computed only for the images that keep it: on a CPU, unless compiled or traced.
+        """Whether only images that keep a branch go through it: on a CPU, unless compiled or traced.
 
-        To know how many images keep it, the host would have to wait for a GPU; and a graph has fixed shapes.
+        On a GPU the host would have to wait to know how many they are; and a graph has fixed shapes.
         """
         traced = torch.jit.is_tracing() or not isinstance(x, Tensor)  # type: ignore[no-untyped-call]
         skips = self.training and isinstance(self.drop_path, DropPath) and not torch.compiler.is_compiling()
@@ -61,7 +60,7 @@ class Block(nn.Module):
 
     @torch.jit.unused
     def _add_where_kept(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
-        """x + drop_path(branch(norm(x))), where only images that keep the branch go through it."""
+        """x + drop_path(branch(norm(x))), computed only for the images that keep the branch."""
         assert isinstance(self.drop_path, DropPath)
         keep_prob = 1 - self.drop_path.drop_prob
         kept = x.new_empty(x.shape[0]).bernoulli_(keep_prob).nonzero().squeeze(1)
@@ -170,7 +169,7 @@ class GhostAttention(SoftmaxAttention):
 
 
 class GhostMlp(nn.Module):
-    """MLP whose hidden layer is a linear at width `dim` and two per-channel scales of it, each through GELU."""
+    """MLP whose hidden layer is a linear layer of width `dim` and two copies of it with a factor per channel."""
 
     def __init__(self, dim: int, *, drop: float, **factory: Any) -> None:
         super().__init__()
@@ -210,20 +209,19 @@ def build_backbone(
     drop_path: float = 0.0,
     **factory: Any,
 ) -> nn.ModuleList:
-    """The blocks of a backbone in order; the `out_dim` of each is the width of the tokens that it makes.
+    """The blocks of a backbone in order; `out_dim` of each is the width of its output.
 
     Args:
         kind: "plain", "se", "ghost" or "dense".
         dim: width of the first block's tokens.
-        depth: number of blocks; for "dense" the number in each stage, with a transition that halves the width between.
-        num_heads: attention heads.
+        depth: number of blocks; for "dense" a number for each stage, between which a transition halves the width.
         mlp_ratio: width of the hidden layer over the block's; "ghost" has 3.
         growth_rate: channels that a "dense" block adds.
-        drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last. (The official dense
-            network raises it by stage, to a quarter of the rate asked for.)
+        drop_path: stochastic depth of the last block, rising linearly from 0 at the first. (The official dense network
+            raises it by stage, to a quarter of the given rate.)
 
     Raises:
-        UserError: for an unknown kind, or settings that the kind cannot take.
+        UserError: the kind is unknown, or cannot take the settings.
     """
     if kind not in ATTENTIONS:
         raise UserError(closest(kind, ATTENTIONS, "kind of block"))

@@ -1,6 +1,6 @@
-"""Checkpoints in: a file, folder or URL of any known format becomes one `Checkpoint` in this network's names.
+"""Reads a file, folder or URL of any known format into a `Checkpoint` with this network's names.
 
-No file runs code: torch files are read with `weights_only`, and one that needs more is refused.
+No file runs code: torch files are read with `weights_only`, and a file that needs more is refused.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from t2t_vit.models.names import RELEASES, VARIANTS, plain_spelling
 from t2t_vit.runtime.downloads import is_url
 
 FORMAT, VERSION = "t2t_vit", 1
-"""What our own files say under `format` and `version`. Safetensors metadata holds it as JSON under `t2t_vit`."""
+"""Our own files hold these under `format` and `version`; safetensors metadata as JSON under `t2t_vit`."""
 
 OURS = "t2t_vit checkpoint"
 OFFICIAL = "official T2T-ViT checkpoint"
@@ -38,13 +38,13 @@ HUB_FOLDER = "timm hub folder"
 TRAINING_STATE = "training checkpoint"
 STATE_DICT = "bare state dict"
 SQUARE_KINDS = (OFFICIAL, OFFICIAL_CIFAR, TOKEN_LABELLING, MMPRETRAIN)
-"""The code that writes these knows square grids only."""
+"""Formats whose writers know square grids only."""
 
 RAW_KEYS = ("state_dict", "model", "net")
 EMA_KEYS = ("state_dict_ema", "model_ema")
 DATA_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
 WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DistributedDataParallel and torch.compile leave on names."""
+"""Prefixes that DistributedDataParallel and torch.compile add to names."""
 
 MMPRETRAIN_NAMES = (
     (r"^backbone\.", ""),
@@ -62,10 +62,10 @@ class LoadReport:
     """How a checkpoint went into a network.
 
     Attributes:
-        path: where the checkpoint came from.
+        path: the file, folder or URL.
         kind: its format, in words.
-        loaded: number of tensors that were loaded.
-        changed: what was resized, rebuilt or adapted, a sentence each.
+        loaded: number of tensors loaded.
+        changed: a sentence for each thing that was resized, rebuilt or adapted.
         left: tensors of the file that the network has no place for.
         used_ema: whether the weights are the exponential moving average.
     """
@@ -90,16 +90,15 @@ class Checkpoint:
     """The content of a checkpoint file.
 
     Attributes:
-        path: file, folder or URL that it came from.
+        path: the file, folder or URL.
         kind: its format, in words.
         state_dict: the weights, under this network's names.
-        used_ema: whether they are the exponential moving average.
-        model: name of the network, when the file says it.
-        model_args: arguments for `timm.create_model` that the file says.
-        class_names: names of the classes, when the file says them.
-        data_config: input size, mean, std, crop and interpolation under timm's keys, when the file says them.
+        used_ema: whether the weights are the exponential moving average.
+        model, class_names: None if the file does not hold them.
+        model_args: arguments for `timm.create_model` that the file holds.
+        data_config: timm's input_size, mean, std, crop_pct and interpolation, if the file holds them.
         extra: everything else in the file, such as `epoch`, `optimizer`, `args`.
-        report: how the weights went into a network, when `load_model` read the file.
+        report: how the weights went into a network, if `load_model` read the file.
     """
 
     path: str
@@ -115,16 +114,15 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
-    """The content of a checkpoint, whatever its format.
+    """Reads a checkpoint of any known format.
 
     Args:
-        path: a file; a folder of a training run, whose best.pt is read; a timm hub folder (config.json beside
-            model.safetensors or pytorch_model.bin); or an http(s) URL, which is downloaded once into torch.hub's cache.
-        use_ema: take the exponential moving average of the weights where the file has one.
+        path: a file; a run's folder, whose best.pt is read; a timm hub folder (config.json beside model.safetensors or
+            pytorch_model.bin); or an http(s) URL, which is downloaded once into torch.hub's cache.
+        use_ema: take the exponential moving average of the weights if the file has one.
 
     Raises:
-        UserError: when there is no such file, the download fails, or the file is cut off, no checkpoint, or needs code
-            to be run.
+        UserError: there is no such file, the download fails, or the file is cut off, no checkpoint, or would run code.
     """
     source = str(path)
     if not is_url(source):
@@ -138,7 +136,7 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
 
 
 def _download(url: str) -> Path:
-    """The file of a URL in torch.hub's cache, downloaded unless it is there."""
+    """Downloads a URL into torch.hub's cache, unless it is there; returns the file."""
     name = Path(urlparse(url).path).name
     if not url.startswith(RELEASES):  # names such as best.pt are many; the released ones are shared with timm
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
@@ -164,7 +162,7 @@ def _read(file: Path, source: str, use_ema: bool) -> Checkpoint:
 
 
 def _read_hub_folder(folder: Path, source: str, use_ema: bool) -> Checkpoint:
-    """The weights, with what timm's config.json says; what the weights say themselves comes first."""
+    """The weights with the entries of timm's config.json; the weights' own metadata takes precedence."""
     # timm would find the weights too, but neither our metadata in them nor a sentence for a file that cannot be read
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
     if not files or not (folder / "config.json").exists():
@@ -195,7 +193,7 @@ def _read_file(file: Path, source: str, use_ema: bool) -> Checkpoint:
     with file.open("rb") as stream:
         head = stream.read(9)
     try:
-        if head[8:] == b"{":  # behind the length of a safetensors header, which is JSON
+        if head[8:] == b"{":  # a safetensors header: its length, then JSON
             return _read_safetensors(file, source)
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read raises
@@ -228,15 +226,15 @@ def _read_safetensors(file: Path, source: str) -> Checkpoint:
 
 
 def recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
-    """The checkpoint in the content of a file, as `torch.load` returns it.
+    """The checkpoint in what `torch.load` returned.
 
     Args:
         content: a dictionary of any known format.
         source: the file's name, for messages.
-        use_ema: take the exponential moving average of the weights where the content has one.
+        use_ema: take the exponential moving average of the weights if there is one.
 
     Raises:
-        UserError: when it is no checkpoint.
+        UserError: the content is no checkpoint.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{source} is no checkpoint: expected a state dict, found a {type(content).__name__}.")
@@ -290,12 +288,12 @@ def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
 
 
 def _take_weights(content: dict[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any] | None:
-    """Removes the entry of the first key that holds a state dict, and returns it."""
+    """Removes and returns the first of these entries that is a state dict."""
     return next((content.pop(key) for key in keys if isinstance(content.get(key), Mapping)), None)
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors among the entries, under their names without wrappers."""
+    """The tensors among the entries, without the prefixes of wrappers in their names."""
     state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     for prefix in (*WRAPPERS, *WRAPPERS):  # in either order
         state = {key.removeprefix(prefix): value for key, value in state.items()}

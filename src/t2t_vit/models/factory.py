@@ -19,18 +19,19 @@ _logger = logging.getLogger(__name__)
 
 
 def create_model(name: str, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
-    """Makes the network of a name.
+    """Makes a network, with random, released or given weights.
 
     Args:
-        name: a name of `list_models` or of timm's, with timm's tag or without, or the published spelling
-            (`T2t_vit_14`).
-        checkpoint: a path or an http(s) URL of weights in any format that `load_checkpoint` reads. Classes, input
-            channels and image size are the file's where `kwargs` do not say them; a warning tells what was changed.
-        kwargs: arguments of `timm.create_model`: `pretrained`, `num_classes`, `in_chans`, `drop_path_rate`,
-            `features_only`, arguments of `T2TViT`, ... `img_size` is left out where a network takes any.
+        name: a name of `list_models` or of timm, with or without timm's tag, or the published spelling (`T2t_vit_14`).
+        checkpoint: a path, a run's folder or an http(s) URL of weights in any known format. The file gives the classes,
+            input channels and image size that `kwargs` leave out; a warning says what was changed to fit `kwargs`.
+        kwargs: arguments of `timm.create_model` and `T2TViT`, such as `pretrained`, `num_classes`, `img_size`.
+
+    Returns:
+        The network.
 
     Raises:
-        UserError: for an unknown name, or a checkpoint that does not fit.
+        UserError: the name is unknown, or the checkpoint does not fit.
     """
     if checkpoint is None:
         return _create(resolve_name(name), **kwargs)
@@ -47,16 +48,16 @@ def load_model(
     """Makes the network that a checkpoint is for, with its weights.
 
     Args:
-        path: a path or an http(s) URL in any format that `read_checkpoint` knows.
+        path: as for `read_checkpoint`.
         model: name of the network; None takes the one that the file names, or that its tensors fit.
-        use_ema: take the exponential moving average where the file has one.
-        kwargs: arguments of `create_model` that take precedence over the file's; None leaves one to the file.
+        use_ema: take the exponential moving average of the weights if the file has one.
+        kwargs: arguments of `create_model` that take precedence over the file's, unless they are None.
 
     Returns:
         The network, and the checkpoint with the `report` of the load.
 
     Raises:
-        UserError: when the file cannot be read, or no network is known that it fits.
+        UserError: the file cannot be read, or fits no known network.
     """
     checkpoint = read_checkpoint(path, use_ema)
     name, *alike = _names_of(checkpoint, model)

@@ -1,8 +1,8 @@
 """Token transformers: each makes a soft split of a map and mixes its tokens.
 
-Both reduce a patch to a narrow token with a single head, and since the width changes the skip connection runs over the
-values: y = v + proj(attention(q, k, v)), then z = y + mlp(norm(y)). The norm and the projection to q, k and v are
-computed over the patches without unfolding them, see `splits`.
+A single head reduces a patch to a narrow token. As the width changes, the skip connection starts from the values:
+y = v + proj(attention(q, k, v)), then z = y + mlp(norm(y)). `splits` computes the norm and the projection to q, k and v
+without unfolding the patches.
 """
 
 import math
@@ -24,24 +24,21 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, out: Tensor,
     phi(x) = exp(w x - |x|^2 / 2) / sqrt(m)
     y_i = phi(q_i) . (sum_j phi(k_j) v_j^T) out^T / (phi(q_i) . sum_j phi(k_j) + eps) + bias
 
-    It runs in float32 whatever the autocast or the model's precision: in half precision exp overflows, or eps rounds to
-    zero, and the official code then yields NaN. And it is stabilised: with one maximum per token subtracted from the
-    exponents of q and one per image from those of k, numerator and denominator both shrink by exp(-max_q - max_k); eps,
-    scaled alike, keeps its meaning. (A maximum per token of k would change the result.) As the value does not depend
-    on the maxima, they are constants to the gradient.
+    It always runs in float32: in half precision exp overflows, or eps rounds to zero, and the official code yields NaN.
+    And it is stabilised: one maximum per token is subtracted from the exponents of q, one per image from those of k.
+    Numerator and denominator then both shrink by exp(-max_q - max_k), and eps is scaled by it too. (A maximum per token
+    of k would change the result.) The value does not depend on the maxima, so no gradient flows through them.
 
     Args:
-        q: queries, (B, N, D).
-        k: keys, (B, N, D).
-        v: values, (B, N, D).
+        q, k, v: (B, N, D).
         w: random features, (m, D).
-        out: weight of a linear layer over the result, (E, D): so it is multiplied with m rows instead of N.
-        bias: of that layer, (E,).
+        out: weight of a linear layer over the result, (E, D), multiplied with m rows here instead of N.
+        bias: bias of that layer, (E,).
 
     Returns:
         (B, N, E) in the type of `v`.
     """
-    if torch.jit.is_scripting():  # TorchScript has no switch for autocast, but autocast leaves float64 alone
+    if torch.jit.is_scripting():  # TorchScript cannot switch autocast off, but autocast leaves float64 alone
         return _performer_attention(q, k, v, w, out, bias, torch.float64)
     with without_autocast(v):
         return _performer_attention(q, k, v, w, out, bias, torch.promote_types(v.dtype, torch.float32))
@@ -60,9 +57,8 @@ def _performer_attention(
 
     context = phi_k.transpose(1, 2) @ v @ out.t()  # (B, m, E)
     total = torch.linalg.vecdot(phi_q, phi_k.sum(dim=1, keepdim=True)).unsqueeze(-1)  # (B, N, 1)
-    # The eps of the official code, with which released weights were evaluated, gets the factor m that both sums lack.
-    # Beyond e^60 the quotient is zero in float32 either way; below e^-60 the true denominator is exactly zero for any
-    # sane w, and a floor keeps its gradient finite.
+    # eps is the official code's, times the factor m that both sums lack. Beyond e^60 the quotient is zero in float32
+    # either way; below e^-60 the true denominator is zero for any sane w, and a floor keeps its gradient finite.
     scaled_eps = (math.log(1e-8 * w.shape[0]) - max_q - max_k).clamp(-60.0, 60.0).exp()
     return (phi_q @ context / (total + scaled_eps)).add_(bias).to(given)
 
@@ -76,11 +72,11 @@ class PerformerMixer(nn.Module):
     """Token transformer with performer attention: the T2T module of T2T-ViT-7 to -24 (section 3.1, appendix).
 
     Args:
-        in_chans: channels of the map it takes.
-        dim: width of the tokens it makes.
-        split: kernel, stride and padding of its soft split.
+        in_chans: channels of the map.
+        dim: width of the resulting tokens.
+        split: kernel, stride and padding of the soft split.
         of_pixels: whether the map is an image.
-        drop: dropout after the projection and after the MLP, 0.1 in the official code.
+        drop: dropout after the projection and the MLP, 0.1 in the official code.
     """
 
     def __init__(
@@ -105,7 +101,7 @@ class PerformerMixer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws new random features: orthogonal rows of norm sqrt(m)."""
-        if self.w.is_meta:  # a network that is built for its shapes draws nobody's random numbers
+        if self.w.is_meta:  # a network built for its shapes must not use up random numbers
             return
         num_features, dim = self.w.shape
         w = torch.empty(num_features, dim, device="cpu", dtype=torch.float32)  # QR exists in no half precision
@@ -125,7 +121,7 @@ class PerformerMixer(nn.Module):
 class SingleHeadAttention(SoftmaxAttention):
     """softmax(q k^T / sqrt(in_dim)) v with one head, and the skip connection over v.
 
-    The scale is of the input's width (147 and 576), not of the head's: the released weights of T2T-ViT_t need that.
+    in_dim is the input's width (147 and 576), not the head's: the released weights of T2T-ViT_t need that.
     """
 
     def __init__(self, in_dim: int, dim: int, **factory: Any) -> None:

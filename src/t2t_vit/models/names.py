@@ -1,4 +1,4 @@
-"""The table of networks as plain data, and how their names are spelt. Importing it does not import torch."""
+"""The table of networks as plain data, and the spellings of their names. Importing it does not import torch."""
 
 import dataclasses
 import difflib
@@ -15,10 +15,10 @@ class Weights:
     """One file of weights that the authors released.
 
     Attributes:
-        tag: timm's tag, behind the model's name and a dot.
-        file: name of the file among the official releases.
-        top1_percent: published accuracy on the data set that it was trained for.
-        cfg: entries of timm's pretrained configuration that differ from ImageNet at 224 pixels.
+        tag: timm's tag, which follows the model's name and a dot.
+        file: name of the file in the official releases.
+        top1_percent: published accuracy on the data set that the weights were trained for.
+        cfg: entries of timm's pretrained configuration that differ from ImageNet's at 224 pixels.
     """
 
     tag: str
@@ -32,10 +32,10 @@ class Variant:
     """One network of the table.
 
     Attributes:
-        model_args: arguments of `T2TViT` that differ from its defaults, or that tell the structure.
+        model_args: the arguments of `T2TViT` that define the structure.
         weights: the released files, the default first.
-        top1_percent: published ImageNet-1k top-1 at 224 pixels, None where nobody published one.
-        input_size: pixels, height and width.
+        top1_percent: published ImageNet-1k top-1 at 224 pixels, None if there is none.
+        input_size: height and width in pixels.
     """
 
     model_args: dict[str, Any]
@@ -131,7 +131,7 @@ def list_models() -> list[str]:
 
 
 def variant_of(name: str) -> Variant | None:
-    """The table's row for a registered name, with timm's tag or without; None for a network of timm's."""
+    """The table's row for a registered name, with or without timm's tag; None for a network of timm."""
     return VARIANTS.get(name.partition(".")[0])
 
 
@@ -164,11 +164,11 @@ def resolve_name(name: str) -> str:
     """The registered spelling of a network's name.
 
     Args:
-        name: a name of this package's networks, with timm's tag or without, their published spelling (`T2t_vit_14`,
-            `T2T-ViT-14`, `T2T-ViT_t-14`), or any name of timm's.
+        name: a network of this package, with or without timm's tag, in the registered or the published spelling
+            (`T2t_vit_14`, `T2T-ViT-14`, `T2T-ViT_t-14`); or any name of timm's.
 
     Raises:
-        UserError: for an unknown name, with the closest known ones.
+        UserError: the name is unknown; the message has the closest known ones.
     """
     arch, dot, tag = name.partition(".")
     ours = plain_spelling(arch)
@@ -178,7 +178,7 @@ def resolve_name(name: str) -> str:
             raise UserError(closest(name, known or [ours], "weights"))
         return ours + dot + tag
 
-    import timm  # here, because it imports torch, which the names of this package can do without
+    import timm  # here, because it imports torch, which this package's own names do not need
 
     if timm.is_model(arch):
         if tag and name not in (known := timm.list_pretrained(f"{arch}.*")):
@@ -192,5 +192,5 @@ def resolve_name(name: str) -> str:
 
 
 def plain_spelling(arch: str) -> str:
-    """A published name without tag in lower case, its words joined by underscores: T2T-ViT_t-14 as t2t_vit_t_14."""
+    """A published name in lower case with underscores, without a tag: t2t_vit_t_14 for T2T-ViT_t-14."""
     return re.sub(r"[^a-z0-9]+", "_", arch.lower())

@@ -1,4 +1,4 @@
-"""Where a token sits: the fixed sinusoid table of the paper, and its resampling to another grid."""
+"""The paper's fixed sinusoid table of positions, and its resampling to another grid."""
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -6,17 +6,13 @@ from torch import Tensor
 
 
 def sinusoid_table(num_positions: int, dim: int) -> Tensor:
-    """The position table of "Attention Is All You Need" (section 3.5), over the class token and the flattened grid.
+    """The position table of "Attention Is All You Need" (section 3.5): the class token's row, then the grid's.
 
-    table[p, 2i] = sin(p / 10000^(2i / dim)) and table[p, 2i + 1] = cos(p / 10000^(2i / dim)), computed in float64 as
-    the official network does, so that the float32 values agree to the last bit.
-
-    Args:
-        num_positions: class token plus grid positions.
-        dim: width of a token.
+    table[p, 2i] = sin(p / 10000^(2i / dim)) and table[p, 2i + 1] = cos(p / 10000^(2i / dim)), computed in float64 like
+    the official network's, so that the float32 values agree to the last bit.
 
     Returns:
-        The table, (1, num_positions, dim), float32, on the CPU.
+        (1, num_positions, dim), float32, on the CPU.
     """
     channel = torch.arange(dim, device="cpu")
     frequency = 10000.0 ** (-2.0 * (channel // 2).double() / dim)
@@ -26,16 +22,11 @@ def sinusoid_table(num_positions: int, dim: int) -> Tensor:
 
 
 def resample_positions(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """The position table for another grid: bicubic over the grid, the class token's row kept.
-
-    Without antialiasing, as the official code resizes its tables when it fine-tunes at another resolution.
+    """Resamples a position table to another grid, bicubically without antialiasing, as the official code does.
 
     Args:
-        pos_embed: table with the class token's row first, (1, 1 + h * w, D).
+        pos_embed: table, (1, 1 + h * w, D); its first row, the class token's, is kept.
         old_grid: (h, w) of the table.
-        new_grid: (h, w) wanted.
-
-    Returns:
-        The table, (1, 1 + new_h * new_w, D).
+        new_grid: (h, w) of the result.
     """
     return resample_abs_pos_embed(pos_embed, new_size=list(new_grid), old_size=list(old_grid), antialias=False)

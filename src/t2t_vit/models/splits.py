@@ -4,8 +4,8 @@ The paper defines a soft split of a map x, (B, C, H, W), as
 
     F.unfold(x, kernel, padding=padding, stride=stride).transpose(1, 2)
 
-that is tokens (B, N, C * kernel * kernel), row by row, channels outermost within a token. The functions here compute
-what a linear layer, with a norm before it or without, makes of these tokens; they never store the tokens themselves.
+that is tokens (B, N, C * kernel * kernel), row by row, channels outermost within a token. The functions here compute a
+linear layer over these tokens, with or without a norm before it, and never store the tokens themselves.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from torch import Tensor
 from t2t_vit.errors import UserError
 
 Split = tuple[int, int, int]
-"""Kernel, stride and padding of a soft split, in pixels of the map it splits."""
+"""Kernel, stride and padding of a soft split, in pixels of its map."""
 
 PAPER_SPLITS: tuple[Split, ...] = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """A map (B, C, H, W) as tokens (B, H * W, C), row by row: a view where channels are the last in memory."""
+    """A map (B, C, H, W) as tokens (B, H * W, C), row by row; a view if channels are last in memory."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(x: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (B, H * W, C) as a map (B, C, H, W) with the channels last in memory: a view."""
+    """Tokens (B, H * W, C) as a map (B, C, H, W), a view with channels last in memory."""
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
 
 
@@ -41,16 +41,15 @@ def linear_over_patches(x: Tensor, weight: Tensor, bias: Tensor | None, split: S
         x: (B, C, H, W).
         weight: (D, C * kernel * kernel).
         bias: (D,).
-        split: kernel, stride and padding.
 
     Returns:
-        Tokens, (B, N, D), a view of a map with the channels last in memory.
+        Tokens, (B, N, D), a view of a map with channels last in memory.
     """
     return to_tokens(convolve(x, weight, bias, split))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, split: Split) -> Tensor:
-    """The map whose tokens are `linear_over_patches`, (B, D, h, w), channels last in memory."""
+    """`linear_over_patches` as a map, (B, D, h, w), with channels last in memory."""
     kernel, stride, padding = split
     filters = weight.reshape(weight.shape[0], x.shape[1], kernel, kernel)
     # both, as a single image may look as if its channels were not the last
@@ -80,15 +79,11 @@ def norm_linear_over_patches(
 
     Args:
         x: (B, C, H, W).
-        gamma: the norm's weight, (C * kernel * kernel,).
-        beta: the norm's bias, (C * kernel * kernel,).
-        eps: the norm's.
-        weight: the linear's, (D, C * kernel * kernel).
-        bias: the linear's, (D,).
-        split: kernel, stride and padding.
-        of_pixels: whether x is an image, which is convolved in float32 even under autocast. In a smooth part of an
+        gamma, beta, eps: of the norm; gamma and beta are (C * kernel * kernel,).
+        weight, bias: of the linear layer, (D, C * kernel * kernel) and (D,).
+        of_pixels: whether x is an image, which is convolved in float32 even under autocast: in a smooth part of an
             image mu is many times s, and rows of W' that are rounded to half precision do not cancel mu. (TorchScript
-            has no switch for autocast, and convolves images as they come.)
+            cannot switch autocast off.)
 
     Returns:
         Tokens, (B, N, D).
@@ -111,17 +106,10 @@ def norm_linear_over_patches(
 
 
 def variance_of_patches(x: Tensor, split: Split) -> Tensor:
-    """The variance of each patch over its channels and pixels, in float32 or wider.
+    """The variance of each patch of x, (B, C, H, W), over its channels and pixels: (B, 1, h, w), float32 or wider.
 
-    By the law of total variance, over the channels, then along the rows, then along the columns: the mean of the
-    variances plus the variance of the means. E[p^2] - E[p]^2 would leave only rounding errors of a smooth patch.
-
-    Args:
-        x: (B, C, H, W).
-        split: kernel, stride and padding.
-
-    Returns:
-        (B, 1, h, w).
+    It applies the law of total variance over the channels, then the rows, then the columns: the mean of the variances
+    plus the variance of the means. E[p^2] - E[p]^2 of a smooth patch would be mere rounding errors.
     """
     kernel, stride, padding = split
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -137,27 +125,19 @@ def variance_of_patches(x: Tensor, split: Split) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Switches autocast off for the device of a tensor; the meta device has no autocast."""
+    """Switches autocast off on a tensor's device; the meta device has none."""
     return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def checked_splits(splits: Sequence[Sequence[int]]) -> tuple[Split, ...]:
-    """Three soft splits as tuples.
-
-    Raises:
-        UserError: when they are not three of (kernel, stride, padding).
-    """
+    """Three soft splits as tuples; a `UserError` if they are not three of (kernel, stride, padding)."""
     if len(splits) != 3 or any(len(split) != 3 for split in splits):
         raise UserError(f"Expected three splits of (kernel, stride, padding), got {splits}.")
     return tuple((kernel, stride, padding) for kernel, stride, padding in splits)
 
 
 def grid_size(img_size: tuple[int, int], splits: Sequence[Split]) -> tuple[int, int]:
-    """The grid of tokens, (h, w), that images of (H, W) pixels become.
-
-    Raises:
-        UserError: when the image is too small for the splits.
-    """
+    """The grid of tokens, (h, w), of images of (H, W) pixels; a `UserError` if they are too small for the splits."""
     smallest = smallest_size(splits)
     if min(img_size) < smallest:
         raise UserError(
@@ -171,13 +151,13 @@ def grid_size(img_size: tuple[int, int], splits: Sequence[Split]) -> tuple[int, 
 
 
 def num_patches(size: int, split: Split) -> int:
-    """How many patches fit along a side of `size`."""
+    """The number of patches along a side of `size` pixels."""
     kernel, stride, padding = split
     return (size + 2 * padding - kernel) // stride + 1
 
 
 def smallest_size(splits: Sequence[Split]) -> int:
-    """The side of the smallest image that every split can take, in pixels."""
+    """The side in pixels of the smallest image that the splits can take."""
     size = 1
     for kernel, stride, padding in reversed(splits):  # the smallest map that gives `size` patches a side
         size = max(1, (size - 1) * stride + kernel - 2 * padding)

@@ -24,13 +24,13 @@ class T2TViT(nn.Module):
     """Tokens-to-Token Vision Transformer with timm's model protocol; parameters bear the official network's names.
 
     Args:
-        img_size: side, or (H, W), of the images in pixels: any that the splits can take.
+        img_size: side, or (H, W), of the images in pixels; any size that the splits can take.
         in_chans: channels of the images.
-        num_classes: classes of the head; 0 leaves pooled features.
-        global_pool: what the head sees: "token" (the class token, as in the paper), "avg", "avgmax", "max" over the
-            others, "" for all tokens.
-        tokens: what makes the tokens: "performer" or "transformer" (the T2T module with either token transformer),
-            "convolution" (three convolutions, table 7 of the paper), "patch" (hard patches, no T2T at all).
+        num_classes: classes of the head; 0 returns pooled features.
+        global_pool: the head's input: "token" (the class token, as in the paper); "avg", "avgmax" or "max" over the
+            other tokens; "" for all tokens.
+        tokens: the module that makes tokens: "performer" or "transformer" (T2T with that token transformer),
+            "convolution" (three convolutions, table 7 of the paper) or "patch" (hard patches, no T2T).
         token_dim: width inside the T2T module.
         splits: kernel, stride and padding of the three soft splits.
         embed_dim: width of the backbone.
@@ -38,18 +38,18 @@ class T2TViT(nn.Module):
         num_heads: attention heads of a block.
         mlp_ratio: width of a block's hidden layer over its own.
         block: kind of block: "plain", "se", "ghost" or "dense".
-        growth_rate: channels a dense block adds.
+        growth_rate: channels that a dense block adds.
         qkv_bias: whether queries, keys and values have a bias.
         drop_rate: dropout before the head.
         pos_drop_rate: dropout after the positions are added.
         token_drop_rate: dropout in the token transformers; None takes the official code's.
         proj_drop_rate: dropout after attention's projection and in the MLPs.
         attn_drop_rate: dropout of attention weights.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        dynamic_img_size: takes images of any size, resampling the positions on the fly.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
+        dynamic_img_size: take images of any size, and resample the positions for each batch.
 
     Raises:
-        UserError: for settings that do not fit together, or an image size too small for the splits.
+        UserError: settings do not fit together, or the image size is too small for the splits.
     """
 
     dynamic_img_size: Final[bool]
@@ -131,7 +131,7 @@ class T2TViT(nn.Module):
         """Initialises every tensor as the official code does.
 
         Args:
-            needs_reset: also calls `reset_parameters` of the other modules, which is needed after `to_empty`.
+            needs_reset: also call the other modules' `reset_parameters`, as needed after `to_empty`.
         """
         if self.cls_token.is_meta:  # nothing to initialise
             return
@@ -174,12 +174,7 @@ class T2TViT(nn.Module):
         load_checkpoint(self, checkpoint_path)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Makes a new head.
-
-        Args:
-            num_classes: its classes; 0 for none.
-            global_pool: what it sees; None keeps the present pooling.
-        """
+        """Makes a new head; `num_classes` of 0 removes it, `global_pool` of None keeps the pooling."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = self._known_pool(global_pool)
@@ -187,11 +182,7 @@ class T2TViT(nn.Module):
         self.head.train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Changes the size of the images, resampling the positions to their grid.
-
-        Args:
-            img_size: side, or (H, W), in pixels.
-        """
+        """Changes the size of the images, a side or (H, W) in pixels, and resamples the positions to their grid."""
         self.img_size = to_2tuple(img_size)
         old_grid, self.grid_size = self.grid_size, grid_size(self.img_size, self.tokens_to_token.splits)
         self.pos_embed = resample_positions(self.pos_embed, old_grid, self.grid_size)
@@ -211,10 +202,10 @@ class T2TViT(nn.Module):
 
         Args:
             x: images, (B, C, H, W), normalised.
-            indices: blocks to take: the last n for a number, all for None. Transitions do not count.
+            indices: the blocks, not counting transitions: a list, a number for the last so many, None for all.
             return_prefix_tokens: pair each map with its class token, (B, 1, D).
             norm: apply the final norm to each.
-            stop_early: do not run blocks behind the last one taken.
+            stop_early: do not run the blocks after the last chosen one.
             output_fmt: "NCHW" for maps (B, D, h, w), "NLC" for tokens (B, h * w, D).
             intermediates_only: leave out the final features.
 
@@ -222,7 +213,7 @@ class T2TViT(nn.Module):
             The final features (B, N, D) and the list of intermediates, or that list alone.
 
         Raises:
-            UserError: when `norm` is asked of a block whose width the final norm does not have.
+            UserError: `norm` does not fit the width of a chosen block.
         """
         assert output_fmt in ("NCHW", "NLC"), "Output format must be one of NCHW or NLC."
         take, last = feature_take_indices(len(self.taps), indices)
@@ -252,15 +243,15 @@ class T2TViT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the layers that the output of the chosen blocks does not need.
+        """Drops the layers that the chosen blocks do not need.
 
         Args:
-            indices: blocks to keep the output of; see `forward_intermediates`.
-            prune_norm: drop the final norm, which is dropped in any case when it no longer fits the width.
+            indices: the blocks, as for `forward_intermediates`.
+            prune_norm: drop the final norm; one that no longer fits the width is always dropped.
             prune_head: drop the head and the pooling.
 
         Returns:
-            Indices for `forward_intermediates` on what is left.
+            The indices of the chosen blocks in the pruned network.
         """
         take, last = feature_take_indices(len(self.taps), indices)
         self.blocks = self.blocks[: self.taps[last] + 1]
@@ -273,13 +264,10 @@ class T2TViT(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """All tokens after the final norm.
+        """The tokens after the final norm, (B, 1 + h * w, num_features), the class token first.
 
         Args:
             x: images, (B, C, H, W), normalised.
-
-        Returns:
-            (B, 1 + h * w, num_features), the class token first.
         """
         x = self._embed(x)
         for block in self.blocks:
@@ -291,14 +279,11 @@ class T2TViT(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools tokens and classifies them.
+        """Pools tokens, (B, 1 + h * w, num_features), and returns logits, (B, num_classes).
 
         Args:
-            x: (B, 1 + h * w, num_features).
-            pre_logits: stop before the classifier.
-
-        Returns:
-            Logits (B, num_classes), or pooled features (B, num_features).
+            x: the tokens.
+            pre_logits: return the pooled features, (B, num_features), instead.
         """
         x = global_pool_nlc(x, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
         x = self.head_drop(x)
@@ -324,7 +309,7 @@ class T2TViT(nn.Module):
         return grid_size((x.shape[-2], x.shape[-1]), self.tokens_to_token.splits)
 
     def _describe_blocks(self) -> None:
-        """Notes which blocks are taps (all but transitions) and the width that comes out of the last."""
+        """Notes which blocks are taps (all but transitions), and the width of the last one's output."""
         widths = [cast(int, block.out_dim) for block in self.blocks]
         self.taps = [i for i, block in enumerate(self.blocks) if not isinstance(block, Transition)]
         self.num_features = self.head_hidden_size = widths[-1]

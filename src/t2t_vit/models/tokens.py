@@ -1,4 +1,4 @@
-"""From pixels to tokens: the tokens-to-token module (section 3.1 of the paper), and the modules it is compared with."""
+"""From pixels to tokens: the T2T module (section 3.1 of the paper), and the modules that it is compared with."""
 
 import math
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ TOKEN_KINDS = (*MIXERS, "convolution", "patch")
 
 
 class TokensToToken(nn.Module):
-    """Images to tokens, re-structured step by step so that a token knows its neighbours.
+    """The tokens-to-token module: from images to tokens that know their neighbours, for any network.
 
-    Each soft split but the last is followed by a token transformer whose tokens are laid out as a map again; the last
-    split's tokens are projected to the width of the backbone. It stands alone: any network may take its tokens.
+    A token transformer follows each soft split but the last, and its tokens become a map again. A linear layer projects
+    the last split's tokens to `embed_dim`.
 
     Args:
-        in_chans: channels of the image.
-        embed_dim: width of the tokens it makes.
-        tokens: "performer" or "transformer": the kind of token transformer.
+        in_chans: channels of the images.
+        embed_dim: width of the resulting tokens.
+        tokens: the kind of token transformer, "performer" or "transformer".
         token_dim: width of the tokens inside the module.
         splits: kernel, stride and padding of the three soft splits.
-        token_drop_rate: dropout in the token transformers; None takes the official code's (0.1 for the performer, 0
-            for the transformer).
+        token_drop_rate: dropout in the token transformers; None takes the official code's, 0.1 in performers and 0 in
+            transformers.
 
     Raises:
-        UserError: for an unknown kind of token transformer, or other than three splits.
+        UserError: the kind of token transformer is unknown, or there are not three splits.
     """
 
     def __init__(
@@ -65,13 +65,10 @@ class TokensToToken(nn.Module):
         self.project = nn.Linear(token_dim * self.splits[2][0] ** 2, embed_dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Makes tokens.
+        """Tokens, (B, h * w, embed_dim), row by row; with the paper's splits h is about H / 16, and w W / 16.
 
         Args:
             x: images, (B, in_chans, H, W), normalised.
-
-        Returns:
-            Tokens, (B, h * w, embed_dim), row by row; `grid_size` gives h and w.
         """
         height, width = num_patches(x.shape[-2], self.splits[0]), num_patches(x.shape[-1], self.splits[0])
         x = to_map(self.attention1(x), height, width)  # (B, token_dim, height, width)
@@ -81,10 +78,7 @@ class TokensToToken(nn.Module):
 
 
 class ConvolutionTokens(nn.Module):
-    """Three plain convolutions of the soft splits' geometry: the paper's comparison (table 7).
-
-    The official code builds these layers and cannot run them.
-    """
+    """Three convolutions in place of the soft splits (table 7); the official code builds but cannot run them."""
 
     def __init__(
         self, in_chans: int, embed_dim: int, *, token_dim: int, splits: Sequence[Sequence[int]], **factory: Any
@@ -101,7 +95,7 @@ class ConvolutionTokens(nn.Module):
 
 
 class PatchTokens(nn.Module):
-    """Hard patches, no T2T: the paper's ablation, and ViT's own. A patch's side is the product of the strides."""
+    """Hard patches instead of T2T, as in the paper's ablation. A patch's side is the product of the strides."""
 
     def __init__(self, in_chans: int, embed_dim: int, *, splits: Sequence[Sequence[int]], **factory: Any) -> None:
         super().__init__()
@@ -124,14 +118,7 @@ def build_tokens(
     token_drop_rate: float | None,
     **factory: Any,
 ) -> TokensToToken | ConvolutionTokens | PatchTokens:
-    """The module that makes a network's tokens.
-
-    Args:
-        kind: "performer" or "transformer" (`TokensToToken`), "convolution" or "patch".
-
-    Raises:
-        UserError: for an unknown kind, or dropout where there is none.
-    """
+    """The module that makes a network's tokens; a `UserError` for an unknown kind, or for dropout that it lacks."""
     if kind in MIXERS:
         return TokensToToken(
             in_chans,

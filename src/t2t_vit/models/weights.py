@@ -1,4 +1,4 @@
-"""Weights into networks: fits a checkpoint to a network, says what was changed, and refuses another network's file."""
+"""Loads checkpoints into networks, reports what was changed, and refuses another network's file."""
 
 import logging
 import math
@@ -39,19 +39,22 @@ QKV = "tokens_to_token.attention1.attn.qkv.weight"
 def load_checkpoint(
     model: nn.Module, checkpoint: str | Path | Checkpoint, use_ema: bool = True, *, strict: bool = False
 ) -> LoadReport:
-    """Loads weights into a network.
+    """Loads weights into a network, fits them to it, and reports what was changed.
 
-    A head for another number of classes stays the network's own; positions are resampled to its image size; the first
-    layer is adapted to its input channels. The report says so.
+    The network keeps its own head if the file has another number of classes. Positions are resampled to the network's
+    image size, and the first layer is adapted to its input channels.
 
     Args:
         model: the network.
-        checkpoint: a path or an http(s) URL in any format that `read_checkpoint` knows, or what it returned.
-        use_ema: take the exponential moving average where the file has one; a `Checkpoint` has made that choice.
+        checkpoint: a path, a run's folder or an http(s) URL in any known format; or what `read_checkpoint` returned.
+        use_ema: take the exponential moving average of the weights if the file has one.
         strict: refuse a file that does not fit as it is.
 
+    Returns:
+        The report, as text with `str`.
+
     Raises:
-        UserError: when the file cannot be read, or is another network's: it names what was expected and what it is.
+        UserError: the file cannot be read, or is another network's.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint, use_ema)
@@ -71,17 +74,15 @@ def load_checkpoint(
 def load_for_transfer_learning(
     model: nn.Module, checkpoint_path: str | Path, use_ema: bool = True, strict: bool = False, num_classes: int = 10
 ) -> LoadReport:
-    """Loads a backbone to be trained on; the head too where it has as many classes as the network's.
+    """`load_checkpoint` under the article's name, with a check of the number of classes.
 
     Args:
         model: the network, made for the new classes.
-        checkpoint_path: a path or an http(s) URL in any format that `read_checkpoint` knows.
-        use_ema: take the exponential moving average where the file has one.
-        strict: refuse a file that does not fit as it is.
-        num_classes: the network's number of classes, as a check.
+        checkpoint_path, use_ema, strict: as for `load_checkpoint`.
+        num_classes: the number of classes that the network must have.
 
     Raises:
-        UserError: when the network has another number of classes, or the file does not fit.
+        UserError: the network has another number of classes, or the file does not fit.
     """
     if num_classes != model.num_classes:
         raise UserError(
@@ -92,20 +93,12 @@ def load_for_transfer_learning(
 
 
 def fit_state_dict(content: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """timm's `pretrained_filter_fn`: the tensors of a loaded checkpoint of any format, in the shapes of a network.
-
-    Raises:
-        UserError: when it is another network's.
-    """
+    """timm's `pretrained_filter_fn`: the tensors of a loaded checkpoint of any format, in a network's shapes."""
     return _fit(recognise(content, "the pretrained file", True), model)[0]
 
 
 def identify(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """The networks whose backbone a state dict fits, in table order; several where shapes cannot tell them apart.
-
-    Args:
-        state_dict: weights under this network's names; classes, image size and input channels may be any.
-    """
+    """The networks whose backbone a state dict fits, for any classes, image size and input channels, in table order."""
     width = state_dict["cls_token"].shape[-1:] if "cls_token" in state_dict else ()
     return [
         name
@@ -116,7 +109,7 @@ def identify(state_dict: Mapping[str, Tensor]) -> list[str]:
 
 
 def _blueprint(name: str, **model_args: Any) -> T2TViT:
-    """A network of the table without storage, for its shapes and its grid."""
+    """A network of the table on the meta device, for its shapes and its grid."""
     with torch.device("meta"):
         network = timm.create_model(name, **model_args)
     assert isinstance(network, T2TViT)
@@ -126,8 +119,8 @@ def _blueprint(name: str, **model_args: Any) -> T2TViT:
 def arguments_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """The arguments of `timm.create_model` that make a network of this name fit a checkpoint.
 
-    The file says them. Where it says no more than its number of classes, the shapes of its tensors tell the classes,
-    the input channels and, for a square grid of tokens, the image size.
+    The file may hold them. If it holds at most the number of classes, the shapes of its tensors tell the classes, the
+    input channels and, for a square grid of tokens, the image size.
     """
     says = checkpoint.model_args if checkpoint.model is not None and _base(checkpoint.model) == _base(name) else {}
     if says.keys() - {"num_classes"} or variant_of(name) is None:
@@ -174,11 +167,11 @@ def _input_keys(own: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 
 def _input_channels(shape: Shape, own: Shape, in_chans: int) -> int:
-    """Input channels of a first-layer tensor in a file, 0 where it cannot be the same layer.
+    """Input channels of a first-layer tensor in a file; 0 if it cannot be the same layer.
 
     Args:
-        shape: the file's: (features,), (width, features) or (width, channels, kernel, kernel).
-        own: the network's.
+        shape: shape in the file: (features,), (width, features) or (width, channels, kernel, kernel).
+        own: shape in the network.
         in_chans: input channels of the network.
     """
     axis = min(1, len(own) - 1)
@@ -188,7 +181,7 @@ def _input_channels(shape: Shape, own: Shape, in_chans: int) -> int:
 
 
 def _fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a checkpoint in the shapes of a network, and what was changed for that."""
+    """The tensors of a checkpoint in a network's shapes, and a sentence for each change."""
     own = model.state_dict()
     state = {key: tensor for key, tensor in checkpoint.state_dict.items() if key in own}
     if misfits := _misfits(checkpoint.state_dict, model):
@@ -223,8 +216,8 @@ def _fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], l
 def _adapt_input(key: str, weight: Tensor, old_chans: int, in_chans: int) -> Tensor:
     """A first-layer tensor for other input channels, by timm's rule.
 
-    Filters are summed for one channel, else repeated and scaled to keep the sum; the norm's scale and shift, one per
-    feature, are averaged or repeated. A grey image then gives, in one channel, what it gave in all.
+    Filters are summed for one channel, else repeated and scaled to keep the sum; the norm's scale and shift are
+    averaged or repeated. A grey image in one channel then gives the same output as in three.
     """
     filters = weight.reshape(1 if weight.ndim == 1 else len(weight), old_chans, -1, 1)  # (width, channels, taps, 1)
     adapted = adapt_input_conv(in_chans, filters, base_chans=old_chans)
@@ -238,7 +231,7 @@ def _adapt_input(key: str, weight: Tensor, old_chans: int, in_chans: int) -> Ten
 
 
 def _grid_of(checkpoint: Checkpoint, own_grid: tuple[int, int]) -> tuple[int, int]:
-    """The grid (h, w) of a checkpoint's positions: as its metadata says, else square, else the network's own."""
+    """The grid (h, w) of a checkpoint's positions, by its metadata; else the network's, if as large; else square."""
     count = checkpoint.state_dict["pos_embed"].shape[1] - 1
     if checkpoint.kind not in SQUARE_KINDS:
         if checkpoint.model is not None and variant_of(checkpoint.model):
@@ -258,7 +251,7 @@ def _grid_of(checkpoint: Checkpoint, own_grid: tuple[int, int]) -> tuple[int, in
 
 
 def _refusal(checkpoint: Checkpoint, model: nn.Module, misfits: list[str], *, nothing: bool) -> str:
-    """The sentence that says why a checkpoint is not the network's."""
+    """A sentence that says why a checkpoint is not the network's."""
     expected, names = _name_of(model), identify(checkpoint.state_dict)
     if checkpoint.model is not None and (not names or _base(checkpoint.model) in names):
         names = [checkpoint.model]

@@ -53,8 +53,8 @@ class Bar:
 def draw_accuracies(axes: Axes, curves: Curves) -> None:
     """Draws accuracies in percent over the steps, a line for each name, with a dot at its best.
 
-    The height is the error's logarithm: 99 % stands as far above 96.7 % as 90 % above 67 %. No error at all has no
-    logarithm: it is drawn at half of the smallest error.
+    The axis is logarithmic in the error: 99 % stands as far above 96.7 % as 90 % above 67 %. An error of zero is drawn
+    at half of the smallest other one.
     """
     errors = [100 - np.array([*curve.values()], float) for curve in curves.values()]
     together = np.concatenate(errors)
@@ -117,7 +117,7 @@ def curves_svg(title: str, draw: Callable[[Axes, Curves], None], curves: Curves)
 
 
 def sheet_shape(labels: Iterable[str]) -> tuple[int, int]:
-    """How many thumbnails fill a sheet, (columns, rows): fewer and wider ones where the labels are long."""
+    """The number of thumbnails on a sheet, (columns, rows): fewer and wider ones if labels are long."""
     return (5, 3) if any(len(label) > 3 for label in labels) else (8, 5)
 
 
@@ -140,7 +140,7 @@ def draw_sheet(figure: SubFigure, samples: Sequence[Sample]) -> None:
 
 
 def _cut(name: str, num_characters: int) -> str:
-    """The name without its middle, where it is long: what tells two names apart is often at the end."""
+    """A long name without its middle, since names often differ at the end."""
     half = num_characters // 2
     return name if len(name) <= num_characters else f"{name[: num_characters - half - 1]}…{name[-half:]}"
 
@@ -159,7 +159,6 @@ def comparison_figure(
     Args:
         curves: for each model's name, its top-1 in percent by the step of the evaluation.
         samples: the images of the sheet, in reading order.
-        path: the PNG to write.
         sheet_title: the line above the sheet.
         sheet_note: a fainter line below that.
     """
@@ -179,12 +178,12 @@ def comparison_figure(
 
 @styled
 def confusion_svg(labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> Markup:
-    """Returns a matrix with a row for each class and a column for each class that its images were taken for.
+    """Returns the confusion matrix: a row for each class, a column for each predicted class.
 
     Args:
         labels: the class of each image.
-        predicted: the class that the network gave it.
-        names: label to name.
+        predicted: its predicted class.
+        names: the name of each class.
     """
     from sklearn.metrics import confusion_matrix  # as slow to import as all the rest
 
@@ -218,13 +217,7 @@ def confusion_svg(labels: Sequence[int], predicted: Sequence[int], names: Sequen
 
 @styled
 def speed_figure(panels: Mapping[str, Sequence[Bar]], path: str | os.PathLike[str], *, note: str = "") -> None:
-    """Writes a picture: below each other, for each title a panel of bars.
-
-    Args:
-        panels: title -> its bars, from the top.
-        path: the PNG or SVG to write.
-        note: a faint line below all.
-    """
+    """Writes a PNG or SVG with a panel of bars for each title, and a faint note below."""
     num_bars = [len(bars) for bars in panels.values()]
     figure = Figure(
         figsize=(11, 0.42 * sum(num_bars) + 0.9 * len(panels) + 0.4),
@@ -243,7 +236,7 @@ def speed_figure(panels: Mapping[str, Sequence[Bar]], path: str | os.PathLike[st
 
 
 def draw_bars(axes: Axes, bars: Sequence[Bar], colours: Mapping[str, str]) -> None:
-    """Draws a bar for each network and setting, with its spread, its speed and the ratio to the baseline."""
+    """Draws a bar for each network and setting, with its spread, speed and ratio to the baseline."""
     columns = ("lowest", "images_per_second", "highest")
     lowest, speeds, highest = (np.array([getattr(bar, column) or 0.0 for bar in bars]) for column in columns)
     drawn = axes.barh(

@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file, which needs no network, no script and no other file."""
+"""The report of a run as one HTML file that needs no network, no script and no other file."""
 
 import base64
 import io
@@ -38,12 +38,12 @@ def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
 
 
 def _readable(text: str) -> str:
-    """The text with a question mark for each byte of a file name that is no text."""
+    """The text, with a question mark for each byte of a file name that UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str, str, str]]:
-    """The figures below the title, each a name, a value and a note."""
+    """The numbers below the title: names, values and notes."""
     last, total = summary.metrics[-1], len(predictions)
     right = {"top-1": sum(prediction.is_right for prediction in predictions)}
     if len(summary.class_names) > 5:
@@ -90,7 +90,7 @@ def _mistakes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, A
 
 
 def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
-    """An image with its prediction and its label; None where the image can no longer be read."""
+    """An image with its prediction and its label; None if the image can no longer be read."""
     try:
         image = as_seen(summary.images.load(prediction.image_index))
     except UnreadableImage:
@@ -110,7 +110,7 @@ def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
 
 
 def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
-    """The confusion matrix, where there are not too many classes, and the pairs that are confused most."""
+    """The confusion matrix, unless there are too many classes, and the most confused pairs."""
     names = summary.class_names
     counts = Counter((prediction.label, prediction.predicted) for prediction in predictions if not prediction.is_right)
     pairs = [(names[label], names[predicted], count) for (label, predicted), count in counts.most_common(NUM_PAIRS)]
@@ -123,7 +123,7 @@ def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str,
 
 
 def _classes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:
-    """The accuracy of each class, or of the worst and the best where they are many."""
+    """The accuracy of each class or, of many classes, of the worst and the best."""
     totals = Counter(prediction.label for prediction in predictions)
     wrong = Counter(prediction.label for prediction in predictions if not prediction.is_right)
     order = sorted(totals, key=lambda label: (-wrong[label] / totals[label], -totals[label], label))

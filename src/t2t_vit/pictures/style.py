@@ -50,9 +50,9 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     """Returns a figure as an SVG element for a page that defines our colours as CSS variables.
 
     Args:
-        figure: what to show. The label of a patch is shown where the mouse points at the patch.
-        name: the start of every id in the SVG, so that several figures can stand in one page.
-        alt: describes the figure to those who do not see it.
+        figure: the label of a patch becomes its tooltip.
+        name: the start of every id in the SVG, so that a page can hold several figures.
+        alt: the description for people who do not see the figure.
     """
     labelled = figure.findobj(lambda artist: isinstance(artist, Patch) and artist.get_label() != "")
     for number, patch in enumerate(labelled):

@@ -14,8 +14,8 @@ class Display:
     """Lines and progress bars on the terminal.
 
     Args:
-        silent: shows nothing, as in all but the main one of several processes.
-        stderr: writes to standard error, where standard output is for results.
+        silent: show nothing, as in every process but the main one.
+        stderr: write to standard error, to keep standard output for results.
     """
 
     def __init__(self, *, silent: bool = False, stderr: bool = False) -> None:
@@ -27,7 +27,7 @@ class Display:
 
     @contextmanager
     def steps(self, label: str, total: int, *, done: int = 0) -> Iterator["Steps"]:
-        """Shows a bar over so many steps; shows nothing where there is no terminal."""
+        """Shows a bar over `total` steps, if there is a terminal."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,7 +48,7 @@ class Steps:
         self._progress, self._task = progress, task
 
     def advance(self, news: str = "", *, by: int = 1) -> None:
-        """Moves the bar by so many steps, and shows the news beside it."""
+        """Moves the bar by this many steps, and shows the news beside it."""
         self._progress.update(self._task, advance=by, news=news)
 
 

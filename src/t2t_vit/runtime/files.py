@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and failed writes that are told."""
+"""Writes files whole or not at all, and turns failed writes into a `UserError`."""
 
 import csv
 import dataclasses
@@ -15,13 +15,13 @@ from t2t_vit.errors import UserError
 
 @contextmanager
 def write_errors_told(path: Path) -> Iterator[None]:
-    """Turns a failed write inside, as on a full disk, into a `UserError` that names the path and the cause."""
+    """Turns a failed write inside, such as on a full disk, into a `UserError` with the path and the cause."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__  # torch says only where in its own code the write failed
+            cause = cause.__context__  # torch's message only names a line of its own code
         if cause is None:
             raise
         stands = " What was there before stands." if path.exists() else ""
@@ -30,11 +30,7 @@ def write_errors_told(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that gets its name only when it is complete; until then an older file stands.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Opens a temporary file that replaces `path` when it is complete. Raises `UserError` if it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
     with write_errors_told(path):
         try:
@@ -56,11 +52,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Any]) -> None:
-    """Writes rows as a `whole_file` of comma-separated values, a column for each field of any row.
+    """Writes dictionaries or dataclasses as a `whole_file` of comma-separated values.
 
-    Args:
-        path: the file.
-        rows: dictionaries, or dataclasses. A pair of sizes is written as 64x96; a field that a row lacks is left empty.
+    Each field of any row has a column. A pair of sizes is written as 64x96; a field that a row lacks is empty.
     """
     cells = [_cells(row if isinstance(row, Mapping) else dataclasses.asdict(row)) for row in rows]
     table = io.StringIO(newline="")

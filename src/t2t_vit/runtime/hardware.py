@@ -1,4 +1,4 @@
-"""What a measurement or a result depends on besides the settings: the processor, its memory, versions."""
+"""The processor, its memory and the versions that a measurement depends on."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory used since `reset_peak`: what torch allocated on a GPU; elsewhere what the process held."""
+    """The most memory since `reset_peak`: torch's on a GPU, elsewhere the whole process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
@@ -40,9 +40,9 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> int:
-    """Forgets the peak so far, and returns what is used now.
+    """Forgets the peak so far, and returns the memory in use.
 
-    A GPU's peak is kept: CUDA graphs allocate their memory once, when they are recorded.
+    A GPU's peak stays: CUDA graphs allocate their memory once, when they are recorded.
     """
     if device.type != "cuda":
         hand_back_freed_memory()

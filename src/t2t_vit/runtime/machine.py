@@ -1,4 +1,4 @@
-"""Which device and which precision a run uses, and what the machine is."""
+"""The device, the precision and the processes of a run."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where tensors live, in which precision matrix products run, and which of how many processes this one is.
+    """The device, the precision, and this process's place among all.
 
     Attributes:
-        device: of the model and the batches.
+        device: device of the model and the batches.
         amp_dtype: type of autocast; None computes in float32.
-        rank: number of this process among all, on every machine together.
-        world_size: how many they are.
+        rank: number of this process, from 0, over all machines.
+        world_size: number of processes.
     """
 
     device: torch.device
@@ -32,7 +32,7 @@ class Machine:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Half precision inside, where this machine uses it."""
+        """Runs what is inside in half precision, if this machine uses it."""
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             yield
 
@@ -47,7 +47,7 @@ class Machine:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The plain Python values of all processes, by rank, in each of them."""
+        """Returns the values of all processes, by rank, in every process."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -55,7 +55,7 @@ class Machine:
         return values
 
     def in_any_process(self, flag: bool) -> bool:
-        """Whether it is so in any process, in each of them; quick enough for every step."""
+        """Returns, in every process, whether the flag is set in any; fast enough for every step."""
         if self.world_size == 1:
             return flag
         flags = torch.tensor([flag], dtype=torch.int32, device=self.device)
@@ -63,7 +63,7 @@ class Machine:
         return bool(flags.item())
 
     def ask_main_process(self, question: Callable[[], T]) -> T:
-        """What the first process answers, in every process; its `UserError` too."""
+        """Returns the main process's answer, or raises its `UserError`, in every process."""
         answer: Any = None
         if self.is_main_process:
             try:
@@ -76,11 +76,11 @@ class Machine:
         return answer
 
     def main_process_first(self, do: Callable[[], T]) -> T:
-        """What each process gets by doing this, the first before the others: so that what it downloads is there."""
+        """Runs `do` in the main process, then in the others, so that they find what it downloads."""
         try:
             done = do() if self.is_main_process else None
         finally:
-            self.gather(None)  # also where it failed, so that the others fail for the same reason
+            self.gather(None)  # after a failure too, so that the others fail for the same reason
         return do() if done is None else done
 
     def __str__(self) -> str:
@@ -90,16 +90,15 @@ class Machine:
 
 
 def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: str = "bfloat16") -> Machine:
-    """The machine as the settings want it; joins the other processes where torchrun or SLURM started several.
+    """The machine that the settings ask for; joins the other processes that torchrun or SLURM started.
 
     Args:
-        device: a torch device, or "auto" for the GPU where there is one. Of several processes each takes its own GPU.
-        amp: half precision; None takes it for float16, and bfloat16 where the hardware multiplies it faster than
-            float32.
+        device: a torch device, or "auto" for the GPU if there is one. Each of several processes takes its own GPU.
+        amp: half precision; None switches float16 on, and bfloat16 if the hardware is faster at it than at float32.
         amp_dtype: "bfloat16" or "float16".
 
     Raises:
-        UserError: for a device that is not there.
+        UserError: the device does not exist.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -123,7 +122,7 @@ def find_machine(device: str = "auto", *, amp: bool | None = None, amp_dtype: st
 
 @contextlib.contextmanager
 def one_of_several() -> Iterator[None]:
-    """Leaves the other processes at the end, if `find_machine` joined any inside."""
+    """Leaves the other processes at the end, if `find_machine` joined any."""
     try:
         yield
     finally:
@@ -145,5 +144,5 @@ def _refuse_too_few_gpus(device: str) -> None:
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # A CPU that only converts bfloat16 loses by it; one with instructions for its products gains (docs/log.md).
+    # A CPU with instructions for bfloat16 products is faster; one that only converts it is slower (docs/log.md).
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes: whether its data, this program or the device bounds a run."""
+"""Measures where the time of an epoch goes: to its data, to this program, or to the device."""
 
 import time
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ SHARES = ("data_wait", "host", "device_wait")
 
 
 class Stopwatch:
-    """Books each stretch of time on what it went to.
+    """Sums the time that went to each purpose.
 
     Args:
-        host_apart: whether the device works while this program goes on. On a CPU the program does that work itself,
-            and what is booked on the host is the device's.
+        host_apart: whether the device works while this program goes on. A CPU does not: there the host's time counts
+            as the device's.
     """
 
     def __init__(self, *, host_apart: bool) -> None:
@@ -20,18 +20,18 @@ class Stopwatch:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was booked, and begins anew."""
+        """Sets all sums to zero."""
         self._seconds = dict.fromkeys((*SHARES, "checkpoint"), 0.0)
         self._began = self._since = time.monotonic()
 
     def lap(self, what: str) -> None:
-        """Books the time since the last lap on one of `SHARES`, or on "checkpoint"."""
+        """Adds the time since the last lap to one of `SHARES`, or to "checkpoint"."""
         now = time.monotonic()
         self._seconds[what] += now - self._since
         self._since = now
 
     def read(self, num_images: int) -> dict[str, float]:
-        """How fast so many images went by, and the shares of the time in percent; the rest went to checkpoints."""
+        """The images per second, and the share of each purpose in percent; the rest went to checkpoints."""
         elapsed_s = time.monotonic() - self._began
         seconds = dict(self._seconds)
         if not self._host_apart:
@@ -41,6 +41,6 @@ class Stopwatch:
 
 
 def shares_in_words(row: Mapping[str, Any]) -> str:
-    """Where the time of an epoch went, as far as its row of metrics tells."""
+    """The shares of an epoch's time that its row of metrics holds, in words."""
     shares = {what.replace("_", " "): row.get(f"{what}_percent") for what in SHARES}
     return ", ".join(f"{name} {percent:.0f} %" for name, percent in shares.items() if percent is not None)

@@ -1,4 +1,4 @@
-"""What a run is made of, by its settings: network, task, optimiser, schedule, mixup. All but the choices is timm's."""
+"""Builds timm's network, task, optimiser, schedule and mixup from a run's settings."""
 
 import inspect
 from collections.abc import Sequence
@@ -33,16 +33,15 @@ def build_network(
     """The network to train.
 
     Args:
-        config: the settings.
-        name: its registered name.
-        class_names: what its head is to tell apart.
-        goes_on: whether the run goes on from its own weights, and none are to be loaded here.
+        name: the network's registered name.
+        class_names: the classes of its head.
+        goes_on: whether the run will restore its own weights, so that none are loaded here.
 
     Returns:
-        The network, the arguments by which it differs from the registered one, and how a checkpoint went into it.
+        The network, its arguments that differ from the registered ones, and the report on its checkpoint.
 
     Raises:
-        UserError: for an image size or a checkpoint that does not fit.
+        UserError: the image size or the checkpoint does not fit.
     """
     channels = {} if config.in_chans == 3 else {"in_chans": config.in_chans}
     size = {"img_size": config.img_size and to_2tuple(config.img_size)}
@@ -108,7 +107,7 @@ def _refuse_size(model: nn.Module, name: str, size: tuple[int, int]) -> None:
 
 
 def _start_from(path: str, model: Any, class_names: Sequence[str]) -> LoadReport:
-    """Loads weights; a head of as many classes, but of other names, stays the network's own."""
+    """Loads weights; the network keeps its own head if the file's classes have other names."""
     checkpoint = read_checkpoint(path)
     report = load_checkpoint(model, checkpoint)
     theirs = checkpoint.class_names
@@ -120,10 +119,10 @@ def _start_from(path: str, model: Any, class_names: Sequence[str]) -> LoadReport
 
 
 def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: Sequence[str]) -> TrainingTask:
-    """The network with its loss: classification, or that and a teacher's soft labels.
+    """The network with its loss: the labels' or, with a teacher, its soft labels' as well.
 
     Raises:
-        UserError: for a teacher that cannot be had, or has other classes.
+        UserError: the teacher cannot be loaded, or has other classes or another image size.
     """
     criterion = {"smoothing": config.smoothing, "soft_targets": config.mixup > 0 or config.cutmix > 0}
     common: dict[str, Any] = {"criterion_kwargs": criterion, "device": machine.device, "verbose": False}
@@ -186,12 +185,9 @@ def _build_teacher(config: TrainConfig, student: nn.Module, class_names: Sequenc
 def build_optimizer(config: TrainConfig, model: Any) -> torch.optim.Optimizer:
     """The optimiser over every trained tensor, each in exactly one group.
 
-    With `backbone_lr_scale` the head learns at `lr` and all else at that share of it, over the whole schedule, and
-    weight decay holds for every tensor, as the official transfer code has it. There `min_lr` is common to both, so that
-    a small share would rise to it. Else biases, norms and the class token have no weight decay.
-
-    Raises:
-        UserError: for settings of which one would have no effect.
+    With `backbone_lr_scale`, as in the official transfer code, the head learns at `lr`, all else at that share of it,
+    and weight decay applies to every tensor. (The official code has one `min_lr` for both, which a small share would
+    rise to.) Otherwise biases, norms and the class token have no weight decay.
     """
     options: dict[str, Any] = {"opt": config.opt, "lr": config.lr, "weight_decay": config.weight_decay}
     if config.momentum is not None:
@@ -239,7 +235,7 @@ def build_schedule(
 
 
 def build_mixup(config: TrainConfig, *, num_classes: int) -> Mixup | None:
-    """Mixup and CutMix, where the settings want either."""
+    """Mixup and CutMix; None if the settings use neither."""
     if config.mixup == 0 and config.cutmix == 0:
         return None
     return Mixup(

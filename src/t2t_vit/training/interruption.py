@@ -9,18 +9,11 @@ from types import FrameType
 from t2t_vit.runtime.machine import Machine
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""What a shell reports of a process that such a signal ended."""
+"""The exit codes that a shell reports for a process ended by these signals."""
 
 
 class Interruption:
-    """Whether the run was asked to end.
-
-    Args:
-        machine: knows the other processes.
-
-    Attributes:
-        signal: the signal that came, None as long as none did.
-    """
+    """Whether the run was asked to end; `signal` is the signal that came, None until one does."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -28,7 +21,7 @@ class Interruption:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Notes the signals inside instead of dying of them. Signals reach the main thread only: elsewhere, nothing."""
+        """Records the signals that come inside, instead of ending. Only the main thread gets signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -40,15 +33,15 @@ class Interruption:
                 signal.signal(number, handler)
 
     def in_any_process(self) -> bool:
-        """Whether any process was asked to end. All processes call this together, and all get the same answer."""
+        """Whether any process was asked to end. All processes call this together and get the same answer."""
         return self._machine.in_any_process(self.signal is not None)
 
     def in_only_process(self) -> bool:
-        """Whether this process was asked to end and is the only one: several would have to agree on it first."""
+        """Whether this is the only process and was asked to end; several processes would have to agree first."""
         return self.signal is not None and self._machine.world_size == 1
 
     def exit_code(self) -> int | None:
-        """What the command returns: the code of the signal that any process got, None where none did."""
+        """The command's exit code: that of the signal that any process got, None if none did."""
         codes = self._machine.gather(self.signal and EXIT_CODES[self.signal])
         return next((code for code in codes if code is not None), None)
 

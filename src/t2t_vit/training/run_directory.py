@@ -19,10 +19,10 @@ class RunDirectory:
     """The files of one run.
 
     Attributes:
-        last: the checkpoint to go on from.
-        best: the checkpoint of the best epoch.
-        report: what the run came to, to be looked at.
-        bad_steps: what is known of steps that were skipped.
+        last: the checkpoint for --resume.
+        best: the checkpoint with the best weights.
+        report: the report as HTML.
+        bad_steps: a line for each skipped step.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,10 +35,10 @@ class RunDirectory:
         """Tries whether the directory can be written, and leaves nothing there: the settings are the first to be.
 
         Args:
-            resume: whether a run in it is continued; else a run in it is never overwritten.
+            resume: whether a run in it may be continued; it is never overwritten.
 
         Raises:
-            UserError: when it holds a run that is not to be continued, or cannot be written.
+            UserError: the directory holds a run and `resume` is False, or cannot be written.
         """
         new = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
@@ -55,7 +55,7 @@ class RunDirectory:
             raise UserError(f"{self.path} holds a run: continue it with --resume, or choose another --output.")
 
     def of_epoch(self, epoch: int) -> Path:
-        """The checkpoint of an epoch, where those of several are kept."""
+        """The checkpoint of an epoch, with `--checkpoint-hist`."""
         return self.path / f"epoch-{epoch + 1:04d}.pt"
 
     def forget_epochs_before(self, epoch: int) -> None:
@@ -66,7 +66,7 @@ class RunDirectory:
                     path.unlink()
 
     def record_bad_step(self, step: dict[str, Any]) -> None:
-        """Notes a step that was skipped."""
+        """Adds a skipped step to bad_steps.jsonl."""
         with write_errors_told(self.bad_steps), self.bad_steps.open("a") as file:
             file.write(json.dumps(step) + "\n")
 
@@ -78,10 +78,9 @@ class RunDirectory:
         write_text(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
 
     def write_metrics(self, metrics: Sequence[dict[str, Any]]) -> None:
-        """Writes one line an epoch, as JSON objects and as a table.
+        """Writes the rows as JSON lines and as a table, whose columns are those of all rows.
 
-        A run may go on where more is measured than where it began: on another machine, under another version. The table
-        has the columns of all epochs.
+        Rows may differ: a run may be resumed on a machine or under a version that measures more.
         """
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in metrics))
         write_csv(self.path / SUMMARY, metrics)

@@ -1,4 +1,4 @@
-"""Settings that only torch and timm can judge, and settings under which a run cannot go on."""
+"""Refuses settings that only torch and timm can judge, and settings that would change a resumed run."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from t2t_vit.training.config import TrainConfig, run_directory
 HARMLESS = (
     "data_dir", "output", "resume", "show", "workers", "cache", "checkpoint_every", "checkpoint_hist", "log_to",
 )  # fmt: skip
-"""Settings that a run may change when it goes on."""
+"""Settings that may change when a run is resumed."""
 INDIRECT = {"model": ("model",), "data": ("class_names", "split"), "amp": ("precision",), "amp_dtype": ("precision",)}
-"""What is compared instead of a setting: the entries of a checkpoint that follow from it."""
+"""Maps a setting to the entries of a checkpoint that follow from it and are compared instead."""
 
 
 def refuse_unavailable(config: TrainConfig) -> None:
@@ -62,14 +62,11 @@ def _policy_problems(policy: str | None) -> list[str]:
 
 
 def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares what a run was started with and what it is to go on with.
+    """Raises `UserError` if a run would be resumed under conditions that change its result.
 
     Args:
-        state: the checkpoint.
-        now: the same entries of one that would be written now.
-
-    Raises:
-        UserError: when they differ in anything that changes the result.
+        state: the run's checkpoint.
+        now: the entries of a checkpoint that would be written now.
     """
     then, wanted = state["config"], plain(now["config"])
     pairs = {key: (state[key], now[key]) for keys in INDIRECT.values() for key in keys}

@@ -12,18 +12,18 @@ from t2t_vit.errors import UserError
 from t2t_vit.runtime.files import write_text
 
 KEPT_IDS = "trackers.json"
-"""In the run directory: under which id a tracker knows the run, for when it goes on."""
+"""The file in the run directory with the trackers' ids of the run, for when it is resumed."""
 PROJECT = "t2t-vit"
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """Where one run is followed.
+    """One run in one experiment tracker.
 
     Attributes:
         log: takes the metrics of an epoch, and its number from 0.
-        close: ends what was started; its argument is False where the run stops before its last step.
-        id: by which the tracker finds the run again when it goes on, None where it needs none.
+        close: ends the tracking; its argument is False if the run stops before its last step.
+        id: the tracker's id of the run, for when it is resumed; None if it needs none.
     """
 
     log: Callable[[Mapping[str, float], int], None]
@@ -36,10 +36,10 @@ class Followed:
     """The run that a tracker follows.
 
     Attributes:
-        directory: the run's files; its last part is what the run is called.
-        settings: of the run, told once.
+        directory: the run directory, whose last part names the run.
+        settings: the run's settings, sent once.
         first_epoch: the first epoch that will be logged, from 0.
-        known_id: the tracker's id of the run, where the run goes on.
+        known_id: the tracker's id of a resumed run.
     """
 
     directory: Path
@@ -50,7 +50,7 @@ class Followed:
 
 def _tensorboard(package: Any, run: Followed) -> Tracker:
     """Event files in the run directory: `tensorboard --logdir runs` finds them."""
-    # purge_step hides what a run that died wrote of this epoch and later ones.
+    # purge_step hides what a killed run wrote about this epoch and later ones.
     writer = package.SummaryWriter(str(run.directory), purge_step=run.first_epoch)
     if run.first_epoch == 0:
         rows = "".join(f"| {name} | {value} |\n" for name, value in run.settings.items())
@@ -101,27 +101,22 @@ TRACKERS: dict[str, tuple[Callable[[Any, Followed], Tracker], str]] = {
     "wandb": (_wandb, "wandb"),
     "mlflow": (_mlflow, "mlflow"),
 }
-"""How each tracker is started, and by which package."""
+"""Maps a tracker's name to the function that starts it and to its package."""
 
 
 class Trackers:
-    """All trackers of a run as one. A tracker that fails while the run goes on is told and does not stop it.
-
-    Args:
-        trackers: by name.
-        warn: tells a person.
-    """
+    """All trackers of a run as one. `warn` tells of one that fails; the run goes on."""
 
     def __init__(self, trackers: Mapping[str, Tracker], warn: Callable[[str], None]) -> None:
         self._trackers, self._warn = trackers, warn
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Hands on a row of metrics.jsonl."""
+        """Sends a row of metrics.jsonl to all trackers."""
         metrics = {name: value for name, value in row.items() if name != "epoch"}
         self._each(lambda tracker: tracker.log(metrics, row["epoch"]))
 
     def close(self, *, finished: bool) -> None:
-        """Ends them all; `finished` is False where the run stops before its last step."""
+        """Ends all trackers; `finished` is False if the run stops before its last step."""
         self._each(lambda tracker: tracker.close(finished))
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
@@ -141,15 +136,13 @@ def open_trackers(
     resume: bool,
     warn: Callable[[str], None],
 ) -> Trackers:
-    """Starts to follow a run, or goes on with it.
+    """Starts to track a run, or continues if the run is resumed.
 
     Args:
-        names: of `TRACKERS`.
-        directory: the run's; its last part is what the run is called.
-        settings: of the run, told once.
-        first_epoch: the first one that will be logged.
-        resume: whether the run in the directory goes on; else it is a new one.
-        warn: tells a person what fails later.
+        names: keys of `TRACKERS`.
+        directory, settings, first_epoch: as in `Followed`.
+        resume: whether the run in the directory is resumed.
+        warn: told what fails later.
 
     Raises:
         UserError: a package is not installed, or a tracker does not start.
@@ -174,11 +167,7 @@ def open_trackers(
 
 
 def import_packages(names: Iterable[str]) -> dict[str, Any]:
-    """The package of each tracker.
-
-    Raises:
-        UserError: some are not installed; all are told at once.
-    """
+    """The package of each tracker; a `UserError` names all those that are not installed."""
     packages, missing = {}, []
     for name in dict.fromkeys(names):
         try:
