@@ -18,8 +18,9 @@ NUM_EVALUATIONS = 20
 """Evaluations that a learning curve wants."""
 FEWEST_EVALUATED = 500
 """Images of an evaluation below which it is better to evaluate less often."""
-NUM_REHEARSED, IMAGES_ON_CPU = 3, 16
-"""Steps on which the speed is measured, and images of them that stand for the whole batch on a CPU."""
+NUM_REHEARSED, IMAGES_ON_CPU = 4, 16
+WHOLE_STEP_S = 1.0
+"""Steps that are measured; images that stand for a batch where a step takes a CPU longer than that."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +110,24 @@ def _evaluations(
 
 
 def measure_speed(learner: Learner, batches: Iterable[Batch], *, num_processes: int) -> Speed:
-    """Measures the speed on the last of some batches, without a trace in the weights. Those before warm up.
+    """Measures the speed on some batches, without a trace in the weights. The first one warms up; the quickest counts.
 
-    On a CPU a part of a batch stands for the whole, so that a large network does not keep anybody waiting.
+    A part of a batch stands for the whole where that would take long, so that a large network keeps nobody waiting.
     """
-    device = learner.machine.device
-    wait_s, step_s, image_s = 0.0, 0.0, 0.0
+    machine, is_whole = learner.machine, learner.machine.device.type != "cpu"
+    measured: list[tuple[float, float]] = []
     since = time.monotonic()
     for batch in batches:
         wait_s = time.monotonic() - since
-        size = min(len(batch.images), IMAGES_ON_CPU) if device.type == "cpu" else len(batch.images)
+        size = len(batch.images) if is_whole else min(len(batch.images), IMAGES_ON_CPU)
         part = batch._replace(images=batch.images[:size], targets=batch.targets[:size])
         step_s = learner.rehearse(part) * len(batch.images) / max(size, 1)
-        image_s = learner.time_evaluation(part) / max(size, 1)
+        measured.append((wait_s + step_s, learner.time_evaluation(part) / max(size, 1)))
+        is_whole = is_whole or (machine.world_size == 1 and step_s < WHOLE_STEP_S)
         since = time.monotonic()
-    slowest = [max(seconds) for seconds in zip(*learner.machine.gather((wait_s + step_s, image_s)), strict=True)]
-    return Speed(slowest[0], slowest[1] / num_processes)
+    quickest = [min(seconds) for seconds in zip(*(measured[1:] or measured), strict=True)]
+    step_s, image_s = (max(seconds) for seconds in zip(*machine.gather(quickest), strict=True))
+    return Speed(step_s, image_s / num_processes)
 
 
 def expectation(plan: Plan, speed: Speed, *, networks: int, num_val: int) -> str:
