@@ -49,6 +49,7 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_official_model_competes_in_its_own_process(official, folder, capfd):
     config = BenchmarkConfig(models=("resnet18", "t2t_vit_7"), mode=("train",), precision=("bfloat16",), img_size=(32,))
     ((*_, ours, theirs),) = official.groups_with_official(config, folder)

@@ -52,11 +52,13 @@ def test_digits_are_fit_for_training(digits):
     assert inspect_data(digits) == report
 
 
+@pytest.mark.slow
 def test_other_splits_of_the_digits_are_fit_too():
     for seed in range(3):
         assert inspect_data(open_source("digits", seed=seed, val_fraction=0.05)).warnings == []
 
 
+@pytest.mark.slow
 def test_shuffled_validation_labels_are_warned_of(digits):
     for seed in range(3):
         labels = np.random.default_rng(seed).permutation(digits.val.labels)
@@ -230,6 +232,7 @@ def test_the_first_look_needs_no_classifier():
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_report(capsys):
     assert data_command(DataConfig(data="digits")) == 0
     assert capsys.readouterr().out == f"{inspect_data(open_source('digits'))}\n"

@@ -108,6 +108,7 @@ def test_float16_is_taken_when_asked():
     assert find_machine("cpu", amp=False).amp_dtype is None
 
 
+@pytest.mark.slow
 def test_channels_are_measured_kept_and_used(tiny_config, tmp_path):
     """Four channels that differ in the last alone, which ImageNet's statistics would not bring to a usable range."""
     rng = np.random.default_rng(0)

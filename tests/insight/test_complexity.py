@@ -36,6 +36,7 @@ FEW = ["t2t_vit_7", "t2t_vit_dense", "t2t_vit_7_no_t2t"]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.slow
 def test_official_figures(name):
     parameters, gmacs = OFFICIAL[name]
     row = describe(name)
@@ -100,6 +101,7 @@ def test_parameters_trained_and_frozen():
     assert count_parameters(model) == (everything - table - convolution, everything)
 
 
+@pytest.mark.slow
 def test_models_of_timm():
     resnet = describe("resnet50")
     assert (resnet.parameters, round(resnet.macs / 1e9, 1)) == (25_557_032, 4.1)
@@ -108,6 +110,7 @@ def test_models_of_timm():
     assert (vit.embed_dim, vit.depth, vit.num_heads, round(vit.macs / 1e9, 1)) == (384, 12, 6, 4.6)
 
 
+@pytest.mark.slow
 def test_each_models_own_size_unless_told():
     assert describe("t2t_vit_7_64px").img_size == (64, 64)
     assert describe("t2t_vit_14.in1k_384").top1_percent == 83.3

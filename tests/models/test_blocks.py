@@ -70,6 +70,7 @@ def test_a_branch_that_every_image_drops_learns_nothing():
     assert all((parameter.grad == 0).all() for parameter in block.parameters())
 
 
+@pytest.mark.slow
 def test_a_compiled_block_drops_the_same_images():
     *_, block = build_backbone("plain", 16, 2, num_heads=4, mlp_ratio=2.0, drop_path=0.5)
     results = []

@@ -103,6 +103,7 @@ def test_build_with_overrides(tmp_path, make, write):
     assert len(checkpoint.report.changed) == 2
 
 
+@pytest.mark.slow
 def test_build_says_when_several_fit(tmp_path, of_shapes):
     torch.save(of_shapes("t2t_vit_14").state_dict, tmp_path / "a.pth")
     model, checkpoint = load_model(tmp_path / "a.pth")

@@ -110,6 +110,7 @@ def test_a_checkpoint_of_another_class_count_starts_the_run(tiny_config, tmp_pat
     assert "head: rebuilt for 2 classes, the file has 7" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_student_follows_its_teacher(tiny_config, tmp_path):
     """With nothing but the teacher's part in the loss, labels do not matter."""
     torch.manual_seed(0)

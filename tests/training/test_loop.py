@@ -157,6 +157,7 @@ def test_resuming_under_settings_that_change_the_result_is_refused(tiny_config):
         run_training(tiny_config(epochs=1, resume=True, lr=0.1, seed=3))
 
 
+@pytest.mark.slow
 def test_resuming_in_another_precision_is_refused_however_it_came_about(tiny_config, monkeypatch):
     for fast in (True, False):
         monkeypatch.setattr(machine, "_has_fast_bfloat16", lambda device, fast=fast: fast)

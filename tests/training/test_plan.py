@@ -125,6 +125,7 @@ def test_patience_ends_a_run_that_gets_no_better(tiny_config, capsys):
     assert again.metrics == result.metrics  # it does not train on
 
 
+@pytest.mark.slow
 def test_a_time_limit_becomes_steps_that_a_resumed_run_keeps(tiny_config, monkeypatch):
     result = run_training(tiny_config(epochs=None, max_time="4s"))
     plan = read_training_state(result.output / "last.pt")["progress"]["plan"]
