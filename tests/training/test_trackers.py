@@ -88,17 +88,17 @@ def follow(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
 
-    def open_them(*names, first_epoch=0, resume=False):
+    def open_them(*names, first_step=1, resume=False):
         return open_trackers(
-            names, directory, SETTINGS, first_epoch=first_epoch, resume=resume, warn=open_them.warnings.append
+            names, directory, SETTINGS, first_step=first_step, resume=resume, warn=open_them.warnings.append
         )
 
     open_them.warnings, open_them.directory = [], directory
     return open_them
 
 
-def row(epoch, **metrics):
-    return {"epoch": epoch, "val_top1": 10.0 * epoch, **metrics}
+def row(step, **metrics):
+    return {"step": step, "val_top1": 10.0 * step, **metrics}
 
 
 def events_of(directory: Path) -> EventAccumulator:
@@ -107,12 +107,12 @@ def events_of(directory: Path) -> EventAccumulator:
 
 def test_tensorboard_gets_the_settings_and_every_epoch(follow):
     trackers = follow("tensorboard")
-    trackers.log(row(0, lr=0.5))
+    trackers.log(row(5, lr=0.5))
     assert len(events_of(follow.directory).Scalars("lr")) == 1  # already: the next moment the run may die
-    trackers.log(row(1, lr=0.25))
+    trackers.log(row(10, lr=0.25))
     trackers.close(finished=True)
     events = events_of(follow.directory)
-    assert [(event.step, event.value) for event in events.Scalars("lr")] == [(0, 0.5), (1, 0.25)]
+    assert [(event.step, event.value) for event in events.Scalars("lr")] == [(5, 0.5), (10, 0.25)]
     assert set(events.Tags()["scalars"]) == {"lr", "val_top1"}
     (text,) = events.Tensors("settings/text_summary")
     assert b"| lr | 0.1 |" in text.tensor_proto.string_val[0]
@@ -120,14 +120,14 @@ def test_tensorboard_gets_the_settings_and_every_epoch(follow):
 
 def test_tensorboard_hides_what_a_run_that_died_wrote_of_later_epochs(follow):
     died = follow("tensorboard")
-    for epoch in range(3):
-        died.log(row(epoch, val_loss=9.0))  # and never closed
-    went_on = follow("tensorboard", first_epoch=2, resume=True)
-    for epoch in (2, 3):
-        went_on.log(row(epoch, val_loss=5.0))
+    for step in (5, 10, 15):
+        died.log(row(step, val_loss=9.0))  # and never closed
+    went_on = follow("tensorboard", first_step=11, resume=True)
+    for step in (15, 20):
+        went_on.log(row(step, val_loss=5.0))
     went_on.close(finished=True)
     losses = [(event.step, event.value) for event in events_of(follow.directory).Scalars("val_loss")]
-    assert losses == [(0, 9.0), (1, 9.0), (2, 5.0), (3, 5.0)]
+    assert losses == [(5, 9.0), (10, 9.0), (15, 5.0), (20, 5.0)]
     died.close(finished=False)
 
 
@@ -135,7 +135,7 @@ def test_wandb_goes_on_with_the_run_that_it_began(follow, wandb):
     trackers = follow("wandb")
     trackers.log(row(0))
     trackers.close(finished=False)
-    trackers = follow("wandb", first_epoch=1, resume=True)
+    trackers = follow("wandb", first_step=2, resume=True)
     trackers.log(row(1))
     trackers.close(finished=True)
     first, second = wandb.inits
@@ -149,7 +149,7 @@ def test_mlflow_goes_on_with_the_run_that_it_began(follow, mlflow):
     trackers = follow("mlflow")
     trackers.log(row(0))
     trackers.close(finished=False)
-    trackers = follow("mlflow", first_epoch=1, resume=True)
+    trackers = follow("mlflow", first_step=2, resume=True)
     trackers.log(row(1))
     trackers.close(finished=True)
     assert mlflow.runs == [("run0", "run"), ("run0", None)]
@@ -227,10 +227,10 @@ def test_a_run_that_stops_and_goes_on_is_one_run_to_its_trackers(tiny_config, wa
         with pytest.raises(RuntimeError, match="dead"):
             run_training(tiny_config(**settings))
     result = run_training(tiny_config(**settings, resume=True))
-    rows = [(row["epoch"], {key: row[key] for key in row if key != "epoch"}) for row in result.metrics]
+    rows = [(row["step"], {key: row[key] for key in row if key != "step"}) for row in result.metrics]
     assert wandb.logged == rows
     assert mlflow.logged == rows
-    assert [event.step for event in events_of(result.output).Scalars("val_top1")] == [0, 1, 2]
+    assert [event.step for event in events_of(result.output).Scalars("val_top1")] == [3, 6, 9]
     assert (wandb.exit_codes, mlflow.statuses) == ([1, 0], ["KILLED", "FINISHED"])
     assert wandb.inits[0]["config"]["batch_size"] == 8
     assert json.loads((result.output / KEPT_IDS).read_text()) == {"wandb": "id1", "mlflow": "run0"}

@@ -296,7 +296,7 @@ def _open_trackers(run: Run) -> None:
         run.config.log_to or (),
         run.directory.path,
         plain(asdict(run.config)),
-        first_epoch=len(run.progress.metrics),
+        first_step=run.progress.evaluated_step + 1,
         resume=run.config.resume,
         warn=run.display.say,
     )
@@ -345,4 +345,6 @@ def _make_loaders(
 
 def rate_in_words(config: TrainConfig) -> str:
     """The learning rate, for how many images, and what it was scaled from."""
+    if config.batch_size is None:
+        return f"lr {config.lr:.3g} for batches that are chosen at the start"
     return f"lr {config.lr:.3g} for {config.batch_size} images a step{scaling_in_words(vars(config))}"

@@ -21,7 +21,7 @@ class Tracker:
     """One run in one experiment tracker.
 
     Attributes:
-        log: takes the metrics of an epoch, and its number from 0.
+        log: takes the metrics of an evaluation, and the steps that were done by then.
         close: ends the tracking; its argument is False if the run stops before its last step.
         id: the tracker's id of the run, for when it is resumed; None if it needs none.
     """
@@ -38,27 +38,27 @@ class Followed:
     Attributes:
         directory: the run directory, whose last part names the run.
         settings: the run's settings, sent once.
-        first_epoch: the first epoch that will be logged, from 0.
+        first_step: the first step that an evaluation may be logged at: 1 for a new run.
         known_id: the tracker's id of a resumed run.
     """
 
     directory: Path
     settings: Mapping[str, Any]
-    first_epoch: int
+    first_step: int
     known_id: str | None
 
 
 def _tensorboard(package: Any, run: Followed) -> Tracker:
     """Event files in the run directory: `tensorboard --logdir runs` finds them."""
-    # purge_step hides what a killed run wrote about this epoch and later ones.
-    writer = package.SummaryWriter(str(run.directory), purge_step=run.first_epoch)
-    if run.first_epoch == 0:
+    # purge_step hides what a killed run wrote about this step and later ones.
+    writer = package.SummaryWriter(str(run.directory), purge_step=run.first_step)
+    if run.first_step == 1:
         rows = "".join(f"| {name} | {value} |\n" for name, value in run.settings.items())
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
 
-    def log(metrics: Mapping[str, float], epoch: int) -> None:
+    def log(metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
-            writer.add_scalar(name, value, epoch)
+            writer.add_scalar(name, value, step)
         writer.flush()
 
     return Tracker(log, lambda finished: writer.close())
@@ -75,7 +75,7 @@ def _wandb(package: Any, run: Followed) -> Tracker:
         config=None if run.known_id else dict(run.settings),
     )
     return Tracker(
-        lambda metrics, epoch: started.log(dict(metrics), step=epoch),
+        lambda metrics, step: started.log(dict(metrics), step=step),
         lambda finished: started.finish(exit_code=0 if finished else 1),
         started.id,
     )
@@ -90,7 +90,7 @@ def _mlflow(package: Any, run: Followed) -> Tracker:
         package.start_run(run_name=run.directory.name)
         package.log_params(dict(run.settings))
     return Tracker(
-        lambda metrics, epoch: package.log_metrics(dict(metrics), step=epoch),
+        lambda metrics, step: package.log_metrics(dict(metrics), step=step),
         lambda finished: package.end_run("FINISHED" if finished else "KILLED"),
         package.active_run().info.run_id,
     )
@@ -112,8 +112,8 @@ class Trackers:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Sends a row of metrics.jsonl to all trackers."""
-        metrics = {name: value for name, value in row.items() if name != "epoch"}
-        self._each(lambda tracker: tracker.log(metrics, row["epoch"]))
+        metrics = {name: value for name, value in row.items() if name != "step" and value is not None}
+        self._each(lambda tracker: tracker.log(metrics, row["step"]))
 
     def close(self, *, finished: bool) -> None:
         """Ends all trackers; `finished` is False if the run stops before its last step."""
@@ -132,7 +132,7 @@ def open_trackers(
     directory: Path,
     settings: Mapping[str, Any],
     *,
-    first_epoch: int,
+    first_step: int,
     resume: bool,
     warn: Callable[[str], None],
 ) -> Trackers:
@@ -140,7 +140,7 @@ def open_trackers(
 
     Args:
         names: keys of `TRACKERS`.
-        directory, settings, first_epoch: as in `Followed`.
+        directory, settings, first_step: as in `Followed`.
         resume: whether the run in the directory is resumed.
         warn: told what fails later.
 
@@ -154,7 +154,7 @@ def open_trackers(
     for name, package in packages.items():
         make, _ = TRACKERS[name]
         try:
-            trackers[name] = make(package, Followed(directory, settings, first_epoch, known.get(name)))
+            trackers[name] = make(package, Followed(directory, settings, first_step, known.get(name)))
         except Exception as error:
             Trackers(trackers, warn).close(finished=False)
             raise UserError(
