@@ -97,7 +97,13 @@ def test_a_test_part_that_says_nothing_of_the_classes_is_left_out(tmp_path, clas
     assert source.test is None
     assert source.notes == (f"{tmp_path}/test has none of these classes, and is left out",)
     class_folders(tmp_path / "test", cat=1)
-    assert "it lacks dog and has one, two besides" in refusal(tmp_path)
+    assert "it has one, two besides" in refusal(tmp_path)
+
+
+def test_a_test_part_may_lack_rare_classes(tmp_path, class_folders):
+    class_folders(tmp_path / "train", ant=5, cat=5, dog=5)
+    class_folders(tmp_path / "test", ant=1, dog=2)
+    assert list(open_source(str(tmp_path)).test.labels) == [0, 2, 2]
 
 
 def test_files_of_every_kind_are_used_or_named(tmp_path, class_folders):

@@ -200,6 +200,11 @@ def test_the_last_checkpoints_are_kept(tiny_config):
     ]  # fmt: skip
 
 
+def test_the_last_checkpoints_are_kept_though_epochs_between_are_not_evaluated(tiny_config):
+    result = run_training(tiny_config(epochs=6, checkpoint_hist=2, eval_share=0.1, eval_every=6))
+    assert sorted(path.name for path in result.output.glob("epoch-*.pt")) == ["epoch-0004.pt", "epoch-0006.pt"]
+
+
 def test_a_failed_write_is_told_and_the_checkpoint_before_it_stands(tiny_config, monkeypatch, capsys):
     save, calls = torch.save, [0]
 

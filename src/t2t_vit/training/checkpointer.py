@@ -177,7 +177,7 @@ class Checkpointer:
             write_checkpoint(self.directory.best, {**self.about, "state_dict": state, "chosen": best._asdict()})
         if self.config.checkpoint_hist > 1:
             link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
-            self.directory.forget_epochs_before(epoch - self.config.checkpoint_hist + 1)
+            self.directory.keep_newest_epochs(self.config.checkpoint_hist)
 
     def _failure(self, write: Callable[[], None]) -> UserError | None:
         """Lets the main process write. Returns, in every process, why that failed; None where it did not."""

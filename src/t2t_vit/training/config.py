@@ -169,7 +169,7 @@ class TrainConfig(Settings):
     )
     cache: bool = option(False, "decode each image once, before training, and keep it in memory")
     checkpoint_every: int = option(0, "steps between checkpoints inside an epoch, 0 for none", at_least=0)
-    checkpoint_hist: int = option(1, "checkpoints kept of the last epochs", at_least=1)
+    checkpoint_hist: int = option(1, "checkpoints kept of the last evaluated epochs", at_least=1)
     seed: int = option(42, "of weights, order, augmentation and dropout", at_least=0)
     log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = option(
         None, "trackers that get the metrics too", metavar="TRACKER"

@@ -58,12 +58,11 @@ class RunDirectory:
         """The checkpoint of an epoch, with `--checkpoint-hist`."""
         return self.path / f"epoch-{epoch + 1:04d}.pt"
 
-    def forget_epochs_before(self, epoch: int) -> None:
-        """Removes the checkpoints of earlier epochs."""
+    def keep_newest_epochs(self, count: int) -> None:
+        """Removes all but so many of the checkpoints of epochs, the oldest first."""
         with write_errors_told(self.path):
-            for path in self.path.glob("epoch-*.pt"):
-                if path < self.of_epoch(epoch):
-                    path.unlink()
+            for path in sorted(self.path.glob("epoch-*.pt"))[:-count]:
+                path.unlink()
 
     def record_bad_step(self, step: dict[str, Any]) -> None:
         """Adds a skipped step to bad_steps.jsonl."""

@@ -36,7 +36,7 @@ class TrainResult:
 
     Attributes:
         output: the run directory.
-        metrics: the rows of metrics.jsonl, one for each epoch.
+        metrics: the rows of metrics.jsonl, one for each evaluation.
         best_top1: accuracy of best.pt in percent, on the validation images.
         test: accuracy of best.pt on the images of test/, by which nothing was chosen; None without them.
         seconds: time spent training, evaluations included.
