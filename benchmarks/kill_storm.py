@@ -28,7 +28,7 @@ import sklearn.datasets  # noqa: F401 - for the children: the built-in digits ne
 import torch
 
 from t2t_vit.runtime.files import write_csv
-from t2t_vit.training.checkpointer import read_training_state
+from t2t_vit.training.checkpointer import read_training_state, read_weights
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.train import run_training
 
@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "model": "t2t_vit_7",
     "img_size": 32,
     "batch_size": 32,
+    "eval_share": 1.0,  # else the speed at the start decides how often it is evaluated
     "warmup_epochs": 1,
     "mixup": 0.8,
     "cutmix": 1.0,
@@ -174,11 +175,14 @@ def look(run: Path, *, before: int) -> tuple[int, str]:
     if (run / "metrics.jsonl").exists():
         for line in (run / "metrics.jsonl").read_text().splitlines():
             json.loads(line)
-    states = [read_training_state(run / name) for name in ("best.pt", "last.pt") if (run / name).exists()]
+    if (run / "best.pt").exists():
+        read_weights(run / "best.pt")
     step = -1
-    if states:  # the last one is last.pt, the first file that a run has
-        assert len(states[-1]["progress"]["metrics"]) == states[-1]["progress"]["epoch"]
-        step = max(int(moment["step"]) for moment in states[-1]["optimizer"]["state"].values())
+    if (run / "last.pt").exists():
+        state = read_training_state(run / "last.pt")
+        step = state["progress"]["step"]
+        assert step == max(int(moment["step"]) for moment in state["optimizer"]["state"].values())
+        assert all(row["step"] <= step for row in state["progress"]["metrics"])
     if step < before:
         sys.exit(f"Lost: the checkpoint stood at step {before}, now at {step}.")
     if (run / "last.pt.tmp").exists():
