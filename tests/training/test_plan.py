@@ -1,6 +1,8 @@
 """How long a run trains, and when it is evaluated."""
 
+import copy
 import json
+import time
 
 import pytest
 
@@ -8,7 +10,8 @@ from t2t_vit.errors import UserError
 from t2t_vit.options import configure
 from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.config import TrainConfig, parse_duration
-from t2t_vit.training.plan import CPU_LIMIT_S, Plan, Speed, expectation, make_plan
+from t2t_vit.training.plan import CPU_LIMIT_S, Plan, Speed, expectation, make_plan, measure_speed
+from t2t_vit.training.setup import setup
 from t2t_vit.training.train import run_training
 
 FAST = Speed(step_s=0.1, image_s=0.001)
@@ -123,6 +126,35 @@ def test_patience_ends_a_run_that_gets_no_better(tiny_config, capsys):
     assert (result.output / "report.html").exists()
     again = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2, resume=True))
     assert again.metrics == result.metrics  # it does not train on
+
+
+def test_patience_that_ends_on_a_part_of_the_images_evaluates_all(tiny_config, monkeypatch):
+    monkeypatch.setattr("t2t_vit.training.setup.make_plan", lambda *args, **kwargs: Plan(30, 2, 3))
+    result = run_training(tiny_config(lr=1e-9, min_lr=0.0, patience=2))
+    assert [(row["step"], row["val_images"]) for row in result.metrics] == [(2, 3), (4, 3), (6, 8)]
+    assert result.metrics[-1]["train_loss"] > 0
+    assert result.metrics[-1]["images_per_second"] > 0
+
+
+def test_the_rehearsal_counts_waiting_and_leaves_no_trace(tiny_config):
+    """Of the speed: 0.05 s for each batch to come, though computing it takes less. The first batch is no part of it."""
+    run = setup(tiny_config(model_ema=True))
+    before = copy.deepcopy(run.learner.state())
+    batch = next(iter(run.train_loader))
+
+    def slowly(first_s):
+        for wait_s in (first_s, 0.05, 0.05, 0.05):
+            time.sleep(wait_s)
+            yield batch
+
+    speed = measure_speed(run.learner, slowly(0.5), slowly(0.5))
+    num_images = len(batch.images)
+    assert 0.05 < speed.step_s < 0.2
+    assert 0.05 / num_images < speed.image_s < 0.2 / num_images
+    after = run.learner.state()
+    for part in ("state_dict", "state_dict_ema"):
+        assert all(after[part][name].equal(value) for name, value in before[part].items())
+    assert after["optimizer"]["state"] == {}
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ import torch
 
 from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
-from t2t_vit.training import checkpointer, loop
+from t2t_vit.options import configure
+from t2t_vit.training import checkpointer, loop, setup
 from t2t_vit.training.checkpointer import read_training_state, write_checkpoint
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.learner import Learner
@@ -167,7 +168,7 @@ def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_p
     original, seen = DrawnImages._sample, []
 
     def send(self, draw):
-        if self.images.names[draw.image_index].startswith("val/"):
+        if last.exists() and self.images.names[draw.image_index].startswith("val/"):
             if not seen:
                 assert read_training_state(last)["progress"]["step"] == 12
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -317,3 +318,25 @@ def test_a_run_goes_on_with_fewer_processes_and_says_what_that_changes(tiny_conf
     write_checkpoint(last, read_training_state(last) | {"processes": 2})
     assert run_training(tiny_config(epochs=1, resume=True)).metrics
     assert "the run had 2 processes, and goes on with 1. It draws the same images" in capsys.readouterr().out
+
+
+def test_a_run_in_grey_keeps_the_mean_that_it_measured(tiny_config, monkeypatch):
+    result = run_training(tiny_config(epochs=1, in_chans=1))
+    monkeypatch.setattr(setup, "measure_channels", lambda images: pytest.fail("measured again"))
+    assert run_training(tiny_config(epochs=1, in_chans=1, resume=True)).metrics == result.metrics
+
+
+def test_a_run_is_resumed_from_another_folder(tiny_config, tmp_path, monkeypatch):
+    data = Path(tiny_config().data)
+    monkeypatch.chdir(data.parent)
+    run_training(tiny_config(data=data.name, epochs=1, output=str(tmp_path / "run")))
+    monkeypatch.chdir(tmp_path)
+    assert configure(TrainConfig, output="run", resume=True).data == str(data.resolve())
+
+
+def test_another_kind_of_budget_for_a_run_is_told_how_to_train_on(tiny_config):
+    config = tiny_config(epochs=1)
+    run_training(config)
+    wanted = configure(TrainConfig, output=config.output, resume=True, steps=9000)
+    with pytest.raises(UserError, match=r"epochs was 1, now none; steps was none, now 9000.*train on in a new run"):
+        run_training(wanted)

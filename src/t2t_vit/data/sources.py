@@ -5,6 +5,7 @@ import pkgutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -47,6 +48,11 @@ class Source:
     split: dict[str, Any]
     test: ImageSet | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def short_name(self) -> str:
+        """The name without the folders before it."""
+        return Path(self.name).name
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,12 @@ def open_source(
         test=test and test.in_format(format),
         notes=(*notes, *_name_ignored(read)),
     )
+
+
+def absolute_path(data: str) -> str:
+    """The same data from any working directory: an absolute path for a folder or a file; names stay names."""
+    path = Path(data).expanduser()
+    return data if data in SOURCES or not path.exists() else str(path.resolve())
 
 
 def _read_given(splits: Splits) -> tuple[tuple[str, ...], ImageSet, ImageSet]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from t2t_vit.data.pixels import PixelFormat, as_seen
 from t2t_vit.data.sources import open_evaluation
 from t2t_vit.experiments.config import CompareConfig
 from t2t_vit.inference.predictor import Predictor
@@ -88,12 +89,13 @@ def _draw(results: dict[str, TrainResult], best: str, predictor: Predictor, conf
     curves = {name: {row["step"]: judge(row).top1 for row in result.metrics} for name, result in results.items()}
     trained_split = predictor.checkpoint.extra["split"]
     evaluation = open_evaluation(str(config.data), data_dir=config.data_dir, trained_split=trained_split)
-    predictions = predictor(evaluation.images, top_k=1, batch_size=64, workers=config.workers)
+    images = evaluation.images.in_format(PixelFormat.of(predictor.data_config))
+    predictions = predictor(images, top_k=1, batch_size=64, workers=config.workers)
     predicted = {index: answer.labels[0][0] for index, answer in enumerate(predictions) if answer.error is None}
-    labels = [evaluation.class_names[label] for label in evaluation.images.labels]
+    labels = [evaluation.class_names[label] for label in images.labels]
     columns, rows = sheet_shape(evaluation.class_names)
     samples = [
-        Sample(evaluation.images.load(index), predicted[index], labels[index])
+        Sample(as_seen(images.load(index)), predicted[index], labels[index])
         for index in choose_images(predicted, labels, count=columns * rows)
     ]
     comparison_figure(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from t2t_vit.data.config import DATA_DIR_HELP, SOURCES
+from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, IN_CHANS_HELP, SOURCES
 from t2t_vit.options import Settings, argument, option
 
 
@@ -31,6 +31,8 @@ class CompareConfig(Settings):
     img_size: int | tuple[int, int] | None = option(
         None, "side, or height and width, in pixels; by default the recipe's, or each model's own", at_least=1
     )
+    in_chans: int = option(3, IN_CHANS_HELP, at_least=1, needs="data")
+    background: str = option("white", BACKGROUND_HELP, metavar="COLOUR", needs="data")
     seed: int = option(42, "of weights, order, augmentation and dropout", at_least=0, needs="data")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", needs="data")
     workers: int | None = option(

@@ -67,3 +67,9 @@ def describe_environment(machine: Machine) -> dict[str, Any]:
         "platform": platform.platform(),
         "command": sys.argv,
     }
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

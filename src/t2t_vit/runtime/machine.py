@@ -63,16 +63,21 @@ class Machine:
         return bool(flags.item())
 
     def ask_main_process(self, question: Callable[[], T]) -> T:
-        """Returns the main process's answer, or raises its `UserError`, in every process."""
+        """Returns the main process's answer in every process, or raises what it raises, so that none waits for ever."""
         answer: Any = None
+        failure: Exception | None = None
         if self.is_main_process:
             try:
                 answer = question()
-            except UserError as error:
-                answer = error
-        answer = self.gather(answer)[0]
-        if isinstance(answer, UserError):
-            raise answer
+            except Exception as error:
+                failure = error
+        known = isinstance(failure, UserError | None)
+        told = failure if known else RuntimeError(f"the main process failed: {failure!r}")  # which can be sent
+        answer, told = self.gather((answer, told))[0]
+        if failure is not None:
+            raise failure
+        if told is not None:
+            raise told
         return answer
 
     def main_process_first(self, do: Callable[[], T]) -> T:

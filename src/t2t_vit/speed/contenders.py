@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from t2t_vit.insight.complexity import count_macs, input_size_of
 from t2t_vit.models.factory import create_model
+from t2t_vit.runtime.hardware import synchronize
 from t2t_vit.runtime.machine import Machine
 
 
@@ -94,19 +95,13 @@ def _training_step(run: Any, images: Tensor, targets: Tensor, machine: Machine) 
 def seconds_per_step(step: Callable[[], object], seconds: float, device: torch.device) -> float:
     """The mean time of a step, over as many steps as fill the given time, and at least one."""
     num_steps, elapsed, ahead = 0, 0.0, 1
-    _synchronize(device)
+    synchronize(device)
     while num_steps == 0 or elapsed < seconds:
         start = time.perf_counter()
         for _ in range(ahead):
             step()
-        _synchronize(device)
+        synchronize(device)
         elapsed += time.perf_counter() - start
         num_steps += ahead
         ahead = math.ceil(max(0.0, seconds - elapsed) * num_steps / elapsed) or 1
     return elapsed / num_steps
-
-
-def _synchronize(device: torch.device) -> None:
-    """Waits until a GPU has done what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -88,6 +88,12 @@ def read_training_state(path: Path) -> dict[str, Any]:
     return contents
 
 
+def read_channels(path: Path) -> dict[str, Any]:
+    """Mean and standard deviation of each channel, as a checkpoint of ours has them."""
+    data_config = read_training_state(path)["data_config"]
+    return {name: data_config[name] for name in ("mean", "std")}
+
+
 class Checkpointer:
     """Writes what a run needs to go on, and restores it. All processes call it together; the main process writes.
 

@@ -19,6 +19,7 @@ from t2t_vit.options import URLS, Settings, argument, missing, option, read_sett
 from t2t_vit.training.recipes import RECIPES, recipe_for
 
 CONFIG_FILE = "config.yaml"
+BUDGETS = ("epochs", "steps", "max_time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +195,8 @@ class TrainConfig(Settings):
             file = Path(run_directory(known["data"], known.get("model"), known.get("output"))) / CONFIG_FILE
             if file.is_file():
                 values |= read_settings(cls, file)
+                if any(given.get(name) for name in BUDGETS):  # another one is refused later, and told how to train on
+                    values |= dict.fromkeys(BUDGETS)
             elif "data" not in given:
                 raise UserError(f"{file.parent} holds no run to go on with: give its folder to --output, or DATA.")
         return values

@@ -1,5 +1,7 @@
 """One update of a network's weights after another."""
 
+import contextlib
+import copy
 import math
 import random
 import time
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from t2t_vit.data.loading import Batch, EpochBatches
 from t2t_vit.data.transforms import Normalize
 from t2t_vit.errors import UserError
+from t2t_vit.runtime.hardware import synchronize
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.runtime.stopwatch import Stopwatch
 from t2t_vit.training.build import build_mixup, build_optimizer, build_schedule, build_task
@@ -112,6 +115,10 @@ class Learner:
         self.schedule.step_update(step)
         if self.mixup is not None and self.config.mixup_off_epoch:
             self.mixup.mixup_enabled = step // self.steps_per_epoch < self.config.mixup_off_epoch
+        return self._update(batch, step)
+
+    def _update(self, batch: Batch, step: int) -> StepResult:
+        """`learn`, with the learning rate and the mixing as they are."""
         self._seed(step)
         self.optimizer.zero_grad()
         losses: list[Tensor] = []
@@ -145,29 +152,21 @@ class Learner:
         self.task.update_ema(step=step + 1)
         return StepResult(loss_sum, sum(counts), updated=True)
 
-    def rehearse(self, batch: Batch) -> float:
-        """Computes the gradient of a batch without a trace: weights, statistics and moments stay as they are.
-
-        Returns:
-            How long that took, in seconds. The optimiser's update is not part of it.
-        """
-        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        self.task.train()
-        self._seed(0)
-        began = time.monotonic()
-        loss = torch.zeros((), device=self.machine.device)
-        for images, targets, _, last in self._parts(batch):
-            with self.task.no_sync() if not last else torch.enable_grad():
-                with self.machine.autocast():
-                    loss = self.task(images, targets)["loss"]
-                loss.backward()
-        loss.item()  # waits for the device
-        seconds = time.monotonic() - began
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Takes the steps back that are taken inside: weights, statistics and moments are as they were."""
+        before = copy.deepcopy(self.state())
+        self.prepare()
+        yield
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(statistics[name])
-        return seconds
+        self.load_state(before)
+
+    def time_step(self, batch: Batch) -> float:
+        """Takes a step, and returns how long that took, in seconds."""
+        began = time.monotonic()
+        self._update(batch, 0)
+        synchronize(self.machine.device)
+        return time.monotonic() - began
 
     @torch.inference_mode()
     def time_evaluation(self, batch: Batch) -> float:

@@ -46,13 +46,14 @@ def fit(run: Run) -> None:
                 continue
             row = evaluate_round(run)
             best = best_of(run, judge(row))
+            if run.stop_early(best):
+                row = evaluate_round(run)  # on all images
+                best = best_of(run, judge(row))
             if run.interruption.in_only_process():
                 return  # this evaluation is repeated when the run goes on
             memory_gb = peak_bytes(run.machine.device) / 2**30
             progress.add_row({**row, **timing, "memory_gb": memory_gb, "elapsed_s": run.elapsed_s()})
             progress.best = best
-            if run.stop_early():
-                continue  # the last evaluation is repeated on all images
             run.save(evaluated=True)
             run.display.say(progress_line(run))
             run.trackers.log(progress.metrics[-1])

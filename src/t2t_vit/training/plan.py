@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from t2t_vit.data.loading import Batch
@@ -18,9 +18,10 @@ NUM_EVALUATIONS = 20
 """Evaluations that a learning curve wants."""
 FEWEST_EVALUATED = 500
 """Images of an evaluation below which it is better to evaluate less often."""
-NUM_REHEARSED, IMAGES_ON_CPU = 4, 16
-WHOLE_STEP_S = 1.0
-"""Steps that are measured; images that stand for a batch where a step takes a CPU longer than that."""
+NUM_REHEARSED, REHEARSAL_S = 8, 5.0
+"""Batches that the speed is measured on, and the time after which no further one is begun."""
+IMAGES_ON_CPU, WHOLE_BATCH_S = 16, 1.0
+"""Images that stand for a batch where a batch takes a CPU longer than that."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +113,49 @@ def _evaluations(
     return steps_per_epoch * math.ceil(math.ceil(steps / times) / steps_per_epoch), images
 
 
-def measure_speed(learner: Learner, batches: Iterable[Batch], *, num_processes: int) -> Speed:
-    """Measures the speed on some batches, without a trace in the weights. The first one warms up; the quickest counts.
+def measure_speed(learner: Learner, train_batches: Iterable[Batch], val_batches: Iterable[Batch]) -> Speed:
+    """Measures the speed on some batches, and takes the steps back. The first of each kind warms up.
 
     A part of a batch stands for the whole where that would take long, so that a large network keeps nobody waiting.
     """
-    machine, is_whole = learner.machine, learner.machine.device.type != "cpu"
-    measured: list[tuple[float, float]] = []
-    since = time.monotonic()
+    machine = learner.machine
+    on_gpu, alone = machine.device.type != "cpu", machine.world_size == 1
+    with learner.rehearsal():
+        image_s, num_images = _measure(learner.time_step, train_batches, may_stop=alone, is_whole=on_gpu or not alone)
+    step_s = image_s * num_images
+    image_s, _ = _measure(learner.time_evaluation, val_batches, may_stop=True, is_whole=on_gpu)
+    step_s, image_s = (max(seconds) for seconds in zip(*machine.gather((step_s, image_s)), strict=True))
+    return Speed(step_s, image_s / machine.world_size)
+
+
+def _measure(
+    time_batch: Callable[[Batch], float], batches: Iterable[Batch], *, may_stop: bool, is_whole: bool
+) -> tuple[float, float]:
+    """The mean time of an image, the wait for its batch included, and the mean number of images in a batch.
+
+    Args:
+        time_batch: computes a batch, and returns how long that took, in seconds.
+        batches: of which the first one warms up.
+        may_stop: whether to stop after `REHEARSAL_S`.
+        is_whole: whether a batch is computed whole even if that takes long.
+    """
+    seconds: list[float] = []
+    sizes: list[int] = []
+    since = end = time.monotonic()
     for batch in batches:
-        wait_s = time.monotonic() - since
+        now = time.monotonic()
+        wait_s, end = (now - since, end) if seconds else (0.0, now + REHEARSAL_S)  # the first waits for the workers
         size = len(batch.images) if is_whole else min(len(batch.images), IMAGES_ON_CPU)
         part = batch._replace(images=batch.images[:size], targets=batch.targets[:size])
-        step_s = learner.rehearse(part) * len(batch.images) / max(size, 1)
-        measured.append((wait_s + step_s, learner.time_evaluation(part) / max(size, 1)))
-        is_whole = is_whole or (machine.world_size == 1 and step_s < WHOLE_STEP_S)
+        batch_s = time_batch(part) * len(batch.images) / max(size, 1)
+        is_whole = is_whole or batch_s < WHOLE_BATCH_S
+        seconds.append(wait_s + batch_s)
+        sizes.append(len(batch.images))
         since = time.monotonic()
-    quickest = [min(seconds) for seconds in zip(*(measured[1:] or measured), strict=True)]
-    step_s, image_s = (max(seconds) for seconds in zip(*machine.gather(quickest), strict=True))
-    return Speed(step_s, image_s / num_processes)
+        if may_stop and since > end:
+            break
+    rest = slice(1, None) if len(seconds) > 1 else slice(None)
+    return sum(seconds[rest]) / max(sum(sizes[rest]), 1), sum(sizes) / len(sizes)
 
 
 def expectation(plan: Plan, speed: Speed, *, networks: int, num_val: int) -> str:

@@ -15,18 +15,19 @@ from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import first_look
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import PixelFormat
-from t2t_vit.data.sources import Source, open_source
+from t2t_vit.data.sources import Source, absolute_path, open_source
 from t2t_vit.data.statistics import measure_channels
 from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError
 from t2t_vit.models.names import resolve_name
 from t2t_vit.models.preprocessing import data_config_of
+from t2t_vit.pictures.report import Best
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.hardware import describe_environment
 from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.build import build_network
-from t2t_vit.training.checkpointer import Checkpointer, model_section, read_weights
+from t2t_vit.training.checkpointer import Checkpointer, model_section, read_channels, read_weights
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.interruption import Interruption
 from t2t_vit.training.learner import Learner
@@ -112,21 +113,24 @@ class Run:
             if progress.plan.num_steps != before:
                 self.display.say(f"{progress.plan.num_steps:,} steps fit into the time, by what the first steps took")
 
-    def stop_early(self) -> bool:
-        """Ends the run here where patience is at its end. Returns whether the evaluation on all images is to come."""
+    def stop_early(self, best: Best) -> bool:
+        """Ends the run here where patience is at its end.
+
+        Args:
+            best: the best weights so far, after the evaluation that was just made.
+
+        Returns:
+            Whether the run ends here, and that evaluation was on a part of the validation images.
+        """
         progress, patience = self.progress, self.config.patience
-        assert progress.best is not None
-        since_best = sum(row["step"] > progress.best.step for row in progress.metrics)
-        if patience is None or since_best < patience or progress.step == progress.plan.num_steps:
+        if patience is None or best.step == progress.step or progress.step == progress.plan.num_steps:
             return False
-        self.display.say(
-            f"stopped early: {since_best} evaluations in a row were no better than step {progress.best.step}"
-        )
+        since_best = 1 + sum(row["step"] > best.step for row in progress.metrics)
+        if since_best < patience:
+            return False
+        self.display.say(f"stopped early: {since_best} evaluations in a row were no better than step {best.step}")
         progress.plan = replace(progress.plan, num_steps=progress.step, is_estimate=False)
-        if progress.plan.eval_images == len(self.source.val):
-            return False
-        progress.metrics.pop()
-        return True
+        return progress.plan.eval_images < len(self.source.val)
 
     def choose_validation_images(self) -> None:
         """Makes the next evaluation take the fixed part of the validation images, or all after the last step."""
@@ -135,10 +139,12 @@ class Run:
         rows = range(num_val) if whole else np.random.default_rng(0).permutation(num_val)[: plan.eval_images]
         self.val_batches.choose(sorted(rows))
 
-    def rehearsal_batches(self) -> "DataLoader[Batch]":
-        """The first training batches, to measure the speed on."""
+    def rehearsal_batches(self) -> tuple["DataLoader[Batch]", "DataLoader[Batch]"]:
+        """Some training and some validation batches, to measure the speed on."""
         self.batches.set_steps(0, NUM_REHEARSED)
-        return self.train_loader
+        all_rows = np.random.default_rng(0).permutation(len(self.source.val))
+        self.val_batches.choose(all_rows[: NUM_REHEARSED * self.batches.batch_size].tolist())
+        return self.train_loader, self.val_loader
 
     def load_best(self) -> nn.Module:
         """A copy of the network with the weights of best.pt."""
@@ -177,7 +183,8 @@ def setup(config: TrainConfig) -> Run:
     display = Display(silent=not machine.is_main_process)
     goes_on = machine.ask_main_process(lambda: config.resume and directory.last.exists())
     notes = [] if goes_on else [machine.ask_main_process(lambda: first_look(source))]
-    config = replace(config, output=str(directory.path))  # its name must not depend on what is chosen now
+    # The name of the directory must not depend on what is chosen now; the data are found from anywhere.
+    config = replace(config, output=str(directory.path), data=absolute_path(config.data))
     on_cpu = machine.device.type == "cpu"
     is_open = config.batch_size is None
     config, reasons = machine.ask_main_process(
@@ -202,7 +209,11 @@ def setup(config: TrainConfig) -> Run:
     if warning := too_few_tokens(name, model):
         notes.append(f"warning: {warning}")
     # ImageNet's mean and deviation are those of colours.
-    channels = {} if config.in_chans == 3 else machine.ask_main_process(lambda: measure_channels(source.train))
+    channels: dict[str, Any] = {}
+    if config.in_chans != 3:
+        channels = machine.ask_main_process(
+            lambda: read_channels(directory.last) if goes_on else measure_channels(source.train)
+        )
     data_config = data_config_of(
         model, img_size=config.img_size, crop_pct=config.crop_pct, background=config.background, **channels
     )
@@ -260,7 +271,7 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
     else:
         if config.resume:
             display.say(f"{run.directory.last} is not there yet: the run starts fresh.")
-        speed = measure_speed(run.learner, run.rehearsal_batches(), num_processes=run.machine.world_size)
+        speed = measure_speed(run.learner, *run.rehearsal_batches())
         num_val = len(run.source.val)
         progress.plan = run.machine.ask_main_process(
             lambda: make_plan(

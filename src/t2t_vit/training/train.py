@@ -115,7 +115,7 @@ def _report(run: Run, test: Accuracy | None) -> None:
         return
     run.val_batches.choose(range(len(run.source.val)))
     summary = RunSummary(
-        title=f"{run.model_name} on {run.source.name}",
+        title=f"{run.model_name} on {run.source.short_name}",
         about=str(run),
         metrics=run.progress.metrics,
         best=best,
@@ -184,7 +184,7 @@ def report_command(config: ReportConfig) -> None:
         test = measure_accuracy(predictor, loader_of(source.test), display, label="testing")
     steps = f"step {progress.step:,} of {progress.plan.num_steps:,}"
     summary = RunSummary(
-        title=f"{settings.model} on {source.name}",
+        title=f"{settings.model} on {source.short_name}",
         about=f"{steps}, {rate_in_words(settings)}\nrun directory {config.run}",
         metrics=progress.metrics,
         best=progress.best,
