@@ -156,7 +156,7 @@ def test_images_stand_upright(orientation, kind):
     crop = Part((4, 6, 20, 28))
     assert same(read_image(file, crop), expected.crop(crop.place))
     assert crop.size == expected.size
-    assert file_images(lambda index: file.getvalue(), ["a"], [0]).read_size(0) == expected.size[::-1]
+    assert file_images(lambda index: file.getvalue(), ["a"], [0]).read_shape(0) == (*expected.size[::-1], 3)
     if kind == "jpeg":  # decoded at a half
         found, whole = read_image(file, Part((0, 0, *expected.size), times=2)), expected.reduce(2)
         assert found.size == whole.size
@@ -190,7 +190,7 @@ def test_what_has_too_many_pixels_is_unreadable(size):
         with pytest.raises(UnreadableImage) as error:
             read_image(png_that_claims(*size), crop, name="a.png")
         assert error.value.reason == f"{size[0]} x {size[1]} pixels, and the limit is 150 million"
-    assert file_images(lambda index: png_that_claims(*size).getvalue(), ["a"], [0]).read_size(0) == size[::-1]
+    assert file_images(lambda index: png_that_claims(*size).getvalue(), ["a"], [0]).read_shape(0) == (*size[::-1], 3)
 
 
 def test_large_parts_are_converted_in_strips(monkeypatch):

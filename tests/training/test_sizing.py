@@ -6,10 +6,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from t2t_vit.data.images import array_images
-from t2t_vit.data.sources import Source
+from t2t_vit.data.sources import Source, open_source
 from t2t_vit.options import configure
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.sizing import choose, even_batch_size, mirror_test, model_for, too_few_tokens
+from t2t_vit.training.sizing import choose, choose_channels, even_batch_size, mirror_test, model_for, too_few_tokens
 
 
 def images_of(side, count=40, classes=2):
@@ -73,7 +73,7 @@ def test_digits_are_not_mirrored_and_what_a_mirror_hardly_changes_is():
     assert mirrored < 0.5
     config, reasons = choose(small(model="t2t_vit_7", batch_size=8), source_of(images), on_cpu=True)
     assert config.hflip == 0.0
-    assert reasons[0].startswith("no mirrored images, as a simple classifier knows")
+    assert reasons[0].startswith("chosen: no mirrored images, as a simple classifier knows")
 
     rows = np.random.default_rng(0).integers(0, 80, (60, 16, 16), dtype=np.uint8)
     for row, array in enumerate(rows):
@@ -92,3 +92,16 @@ def test_few_tokens_are_told_with_the_better_preset():
     )
     assert too_few_tokens("t2t_vit_7", t2t_vit.create_model("t2t_vit_7", img_size=64)) is None
     assert too_few_tokens("resnet", torch.nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(4, 4), (3, 3), (1, 3), (200, 3)])
+def test_arrays_of_other_channels_are_trained_on_as_they_are(channels, expected, tmp_path):
+    """200 are no channels, but a side that stands in the wrong place."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            np.save(tmp_path / name / f"{i}.npy", np.zeros((8, 8, channels), np.uint8))
+    source = open_source(str(tmp_path))
+    config, reasons = choose_channels(small(), source)
+    assert (config.in_chans, len(reasons)) == (expected, expected == 4)
+    assert choose_channels(small(in_chans=3), source) == (small(in_chans=3), [])

@@ -279,7 +279,7 @@ def _decode(
         glance = _Glance()
         try:
             # Each takes up to a gigabyte while it is decoded.
-            is_large = images.read_size is not None and math.prod(images.read_size(row)) > LARGE_PIXELS
+            is_large = images.read_shape is not None and math.prod(images.read_shape(row)[:2]) > LARGE_PIXELS
             with one_at_a_time if is_large else nullcontext():
                 if time.monotonic() > deadline:
                     return None

@@ -37,6 +37,10 @@ UPRIGHT = {
 """What makes an image upright, by the orientation that its EXIF data tells. From 5 on, height and width change."""
 
 
+Shape = tuple[int, int, int]
+"""Height, width and channels."""
+
+
 @cache
 def image_extensions() -> frozenset[str]:
     """How the names of files end that can be read as images, such as ".png"."""
@@ -76,7 +80,8 @@ class ImageSet:
         load: gives an image by its index. It must pickle and survive a fork, for worker processes.
         in_memory: whether the images are in memory, decoded.
         format: the kind of picture that the images are read as.
-        read_size: gives an image's height and width without decoding it, if that can be done.
+        read_shape: gives an image's height, width and channels without decoding it, if that can be done; 3 channels
+            stand for any image that is no array.
         ignored: the number of files of each kind beside them that are no images.
     """
 
@@ -85,7 +90,7 @@ class ImageSet:
     load: Load
     in_memory: bool = False
     format: PixelFormat = RGB
-    read_size: Callable[[int], tuple[int, int]] | None = None
+    read_shape: Callable[[int], Shape] | None = None
     ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -98,7 +103,7 @@ class ImageSet:
             names=[self.names[row] for row in rows],
             labels=[self.labels[row] for row in rows],
             load=partial(_load_row, self.load, rows),
-            read_size=self.read_size and partial(_size_of_row, self.read_size, rows),
+            read_shape=self.read_shape and partial(_shape_of_row, self.read_shape, rows),
         )
 
     def in_format(self, format: PixelFormat) -> "ImageSet":
@@ -113,8 +118,8 @@ def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = N
     return load(rows[index], crop, **how)
 
 
-def _size_of_row(read_size: Callable[[int], tuple[int, int]], rows: Sequence[int], index: int) -> tuple[int, int]:
-    return read_size(rows[index])
+def _shape_of_row(read_shape: Callable[[int], Shape], rows: Sequence[int], index: int) -> Shape:
+    return read_shape(rows[index])
 
 
 def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]) -> ImageSet:
@@ -134,8 +139,8 @@ def _load_array(
 
 def file_images(read: Callable[[int], bytes], names: Sequence[str], labels: Sequence[int]) -> ImageSet:
     """Images in files: `read` gives the content of a file by its index. It must pickle and survive a fork."""
-    load, read_size = partial(_load_file, read, names), partial(_size_of_file, read, names)
-    return ImageSet(names, labels, load, read_size=read_size)
+    load, read_shape = partial(_load_file, read, names), partial(_shape_of_file, read, names)
+    return ImageSet(names, labels, load, read_shape=read_shape)
 
 
 def _load_file(
@@ -149,16 +154,16 @@ def _load_file(
     return _decode(lambda: BytesIO(read(index)), crop, names[index], format)
 
 
-def _size_of_file(read: Callable[[int], bytes], names: Sequence[str], index: int) -> tuple[int, int]:
-    """Height and width, from the beginning of a file; UnreadableImage if it is no image."""
+def _shape_of_file(read: Callable[[int], bytes], names: Sequence[str], index: int) -> Shape:
+    """Height, width and channels, from the beginning of a file; UnreadableImage if it is no image."""
     with _failure_named(names[index]):
         file = BytesIO(read(index))
         array = read_array(file)
         if array is not None:
-            return array.shape[0], array.shape[1]
+            return array.shape[0], array.shape[1], array.shape[2] if array.ndim == 3 else 1
         with _open(file) as image:
             width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+            return (width, height, 3) if _orientation(image) >= 5 else (height, width, 3)
 
 
 def read_image(

@@ -54,6 +54,11 @@ class Source:
         """The name without the folders before it."""
         return Path(self.name).name
 
+    def in_format(self, format: PixelFormat) -> "Source":
+        """The same data, with its images read as something else."""
+        train, val = self.train.in_format(format), self.val.in_format(format)
+        return replace(self, train=train, val=val, test=self.test and self.test.in_format(format))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -104,15 +109,9 @@ def open_source(
             _refuse_other_classes(known, test_names, "training", splits.test)
             test = replace(test, labels=[class_names.index(test_names[label]) for label in test.labels])
             read.append(test)
-    return Source(
-        name=data,
-        train=train.in_format(format),
-        val=val.in_format(format),
-        class_names=class_names,
-        split=record,
-        test=test and test.in_format(format),
-        notes=(*notes, *_name_ignored(read)),
-    )
+    notes = (*notes, *_name_ignored(read))
+    source = Source(data, train, val, class_names=class_names, split=record, test=test, notes=notes)
+    return source.in_format(format)
 
 
 def absolute_path(data: str) -> str:

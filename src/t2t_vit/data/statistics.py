@@ -46,23 +46,23 @@ def measure_channels(images: ImageSet) -> dict[str, tuple[float, ...]]:
     return {"mean": tuple(mean.tolist()), "std": tuple(np.where(std > 0, std, 1.0).tolist())}
 
 
-def typical_size(source: Source, *, num_images: int = 64) -> tuple[int, int]:
-    """Median height and width of the training images, of so many of them; read without decoding where that can be done.
+def typical_shape(source: Source, *, num_images: int = 64) -> tuple[int, int, int]:
+    """Median height, width and channels of the training images, of so many of them; without decoding where possible.
 
     Raises:
         UserError: none of the images can be read.
     """
-    sizes = []
+    shapes = []
     images, failure = source.train, None
     for row in spread(len(images), num_images):
         try:
-            sizes.append(images.read_size(row) if images.read_size else to_pixels(images.load(row)).shape[:2])
+            shapes.append(images.read_shape(row) if images.read_shape else to_pixels(images.load(row)).shape)
         except UnreadableImage as error:
             failure = error
-    if not sizes:
+    if not shapes:
         raise UserError(f"None of {num_images} training images of {source.name} can be read: {failure}.")
-    height, width = np.median(sizes, axis=0)
-    return round(height), round(width)
+    height, width, channels = np.median(shapes, axis=0).round().astype(int).tolist()
+    return height, width, channels
 
 
 def spread(total: int, count: int) -> list[int]:

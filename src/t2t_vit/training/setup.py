@@ -36,7 +36,7 @@ from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import scaling_in_words
 from t2t_vit.training.run_directory import RunDirectory
 from t2t_vit.training.settings import refuse_unavailable
-from t2t_vit.training.sizing import choose, enlarge_batch, too_few_tokens
+from t2t_vit.training.sizing import choose, choose_channels, enlarge_batch, too_few_tokens
 from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
 
@@ -182,7 +182,11 @@ def setup(config: TrainConfig) -> Run:
     import_packages(config.log_to or ())
     display = Display(silent=not machine.is_main_process)
     goes_on = machine.ask_main_process(lambda: config.resume and directory.last.exists())
-    notes = [] if goes_on else [machine.ask_main_process(lambda: first_look(source))]
+    notes: list[str] = []
+    if not goes_on:
+        config, reasons = machine.ask_main_process(lambda: choose_channels(config, source))
+        source = source.in_format(PixelFormat(config.in_chans, config.background))
+        notes = [machine.ask_main_process(lambda: first_look(source)), *reasons]
     # The name of the directory must not depend on what is chosen now; the data are found from anywhere.
     config = replace(config, output=str(directory.path), data=absolute_path(config.data))
     on_cpu = machine.device.type == "cpu"
@@ -190,7 +194,7 @@ def setup(config: TrainConfig) -> Run:
     config, reasons = machine.ask_main_process(
         lambda: choose(config, source, on_cpu=on_cpu, processes=machine.world_size)
     )
-    notes += [f"chosen: {reason}" for reason in reasons]
+    notes += reasons
 
     assert config.model is not None
 
@@ -203,8 +207,8 @@ def setup(config: TrainConfig) -> Run:
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if machine.device.type == "cuda" and is_open:
-        config, reason = machine.ask_main_process(lambda: enlarge_batch(config, model, machine, len(source.train)))
-        notes += [f"chosen: {reason}"] if reason else []
+        config, reasons = machine.ask_main_process(lambda: enlarge_batch(config, model, machine, len(source.train)))
+        notes += reasons
     assert config.batch_size is not None
     if warning := too_few_tokens(name, model):
         notes.append(f"warning: {warning}")

@@ -12,8 +12,10 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from t2t_vit.data.images import ImageSet, UnreadableImage
+from t2t_vit.data.pixels import MANY_CHANNELS
 from t2t_vit.data.sources import Source
-from t2t_vit.data.statistics import typical_size
+from t2t_vit.data.statistics import typical_shape
+from t2t_vit.errors import UserError
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.recipes import LEARNING_RATES
@@ -45,7 +47,7 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
     chosen: dict[str, Any] = {}
     reasons: list[str] = []
     if config.model is None:
-        height, width = typical_size(source)
+        height, width, _ = typical_shape(source)
         side = min(height, width)
         chosen["model"], size = model_for(side, len(images), on_cpu=on_cpu)
         chosen["img_size"] = config.img_size or size
@@ -68,7 +70,27 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
                 f"no mirrored images, as a simple classifier knows {straight:.0%} of the images it has not seen, "
                 f"mirrored {mirrored:.0%} (--hflip)"
             )
-    return dataclasses.replace(config, **chosen), reasons
+    return dataclasses.replace(config, **chosen), [f"chosen: {reason}" for reason in reasons]
+
+
+def choose_channels(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]]:
+    """The settings with the channels of the training images, where these are arrays of others than 1 or 3.
+
+    What the user said of channels, of a checkpoint's network or of colours stays, and is refused later if it is wrong.
+
+    Returns:
+        The settings, and a sentence on the choice if there is one.
+    """
+    if config.in_chans != 3 or config.checkpoint or config.given & {"in_chans", "aa", "color_jitter"}:
+        return config, []
+    try:
+        _, _, channels = typical_shape(source, num_images=8)
+    except UserError:  # which the first look at the data explains
+        return config, []
+    if channels in (1, 3) or channels > MANY_CHANNELS:  # so many are no channels
+        return config, []
+    reason = f"chosen: {channels} channels, as the training images are arrays of so many (--in-chans)"
+    return dataclasses.replace(config, in_chans=channels, aa=None, color_jitter=None), [reason]
 
 
 def model_for(side_px: int, num_images: int, *, on_cpu: bool) -> tuple[str, int]:
@@ -91,7 +113,9 @@ def even_batch_size(num_images: int) -> int:
     return num_images // batches if batches <= 10 else BATCH_SIZE
 
 
-def enlarge_batch(config: TrainConfig, model: nn.Module, machine: Machine, num_images: int) -> tuple[TrainConfig, str]:
+def enlarge_batch(
+    config: TrainConfig, model: nn.Module, machine: Machine, num_images: int
+) -> tuple[TrainConfig, list[str]]:
     """The settings with the largest batch that a GPU has memory for and that leaves an epoch enough steps.
 
     The learning rate grows with the square root of the batch, as suits AdamW (Malladi et al. 2022).
@@ -103,7 +127,7 @@ def enlarge_batch(config: TrainConfig, model: nn.Module, machine: Machine, num_i
         num_images: training images.
 
     Returns:
-        The settings, and a sentence on the choice; an empty one where the batch stays.
+        The settings, and a sentence on the choice if there is one.
     """
     input_size = get_model_input_config(model)["input_size"]
     assert config.batch_size is not None
@@ -114,11 +138,12 @@ def enlarge_batch(config: TrainConfig, model: nn.Module, machine: Machine, num_i
             size = larger
             break
     if size == config.batch_size:
-        return config, ""
+        return config, []
     factor = math.sqrt(size / config.batch_size)
-    reason = f"batches of {size}, with the learning rate times {factor:.2g}, as the GPU has room (--batch-size, --lr)"
+    why = "as the GPU has room (--batch-size, --lr)"
+    reason = f"chosen: batches of {size}, with the learning rate times {factor:.2g}, {why}"
     rates = {name: getattr(config, name) * factor for name in LEARNING_RATES if name not in config.given}
-    return dataclasses.replace(config, batch_size=size, **rates), reason
+    return dataclasses.replace(config, batch_size=size, **rates), [reason]
 
 
 def _fits(model: nn.Module, shape: tuple[int, ...], machine: Machine) -> bool:
