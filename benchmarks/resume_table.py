@@ -28,11 +28,12 @@ from PIL import Image
 
 from t2t_vit.cli import main as t2t_vit
 from t2t_vit.runtime.files import write_csv
-from t2t_vit.training import loop
+from t2t_vit.training import loop, setup
 from t2t_vit.training.checkpointer import Checkpointer
 from t2t_vit.training.learner import Learner
+from t2t_vit.training.plan import Speed
 
-COMMON = ["--model", "t2t_vit_7", "--img-size", "32", "--epochs", "2", "--eval-share", "1", "--warmup-epochs", "0", "--batch-size", "16",
+COMMON = ["--model", "t2t_vit_7", "--img-size", "32", "--eval-share", "1", "--warmup-epochs", "0", "--batch-size", "16",
           "--checkpoint-every", "4", "--device", "cpu", "--resume"]  # fmt: skip
 PLAIN = ["--no-amp", "--no-model-ema", "--drop-path", "0"]
 ALL = ["--mixup", "0.8", "--cutmix", "1", "--drop", "0.1", "--drop-path", "0.2", "--grad-accum-steps", "3",
@@ -46,6 +47,8 @@ SETTINGS: dict[str, tuple[int, list[str]]] = {
     "bfloat16": (1, ["--amp", "--no-model-ema", "--drop-path", "0", "-j", "0"]),
     **{f"all, {workers} workers": (1, [*ALL, "--no-amp", "-j", str(workers)]) for workers in (0, 1, 2)},
     "all, bfloat16": (1, [*ALL, "--amp", "-j", "1"]),
+    "steps": (1, [*PLAIN, "--steps", "16", "-j", "0"]),
+    "time, all": (1, [*ALL, "--no-amp", "-j", "0", "--max-time", "2s"]),
     "2 processes, all": (2, [*ALL, "--no-amp", "-j", "0"]),
     "2 processes, all, 1 worker, bfloat16": (2, [*ALL, "--amp", "-j", "1"]),
     "2 processes, all, 2 workers": (2, [*ALL, "--no-amp", "-j", "2"]),
@@ -72,7 +75,8 @@ def main() -> int:
         if options.only not in name:
             continue
         print(f"{name:36}", end="", flush=True)
-        words = ["train", str(work / "digits"), *COMMON, *words]
+        budget = [] if {"--steps", "--max-time"} & {*words} else ["--epochs", "2"]
+        words = ["train", str(work / "digits"), *COMMON, *budget, *words]
         whole = work / f"{number}-whole"
         train([*words, "--output", str(whole)], processes)
         expected = final_hashes(whole)
@@ -144,7 +148,13 @@ def stop_and_go_on(words: list[str], processes: int, point: str, sign: signal.Si
 
 
 def child(words: list[str], stop: Sequence[str] | None) -> int:
-    """A training process, which may be told where to stop the run."""
+    """A training process, which may be told where to stop the run.
+
+    A time limit is planned for one speed and corrected for another, which are the same for all runs.
+    """
+    if "--max-time" in words:
+        setup.measure_speed = lambda *_: Speed(step_s=0.05, image_s=0.001)
+        setup.Run.elapsed_s = lambda run: 0.08 * run.progress.step
     if stop and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         point, name = stop
         stop_at(point, signal.Signals[name])
