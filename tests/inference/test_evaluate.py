@@ -130,6 +130,7 @@ def test_channels_are_measured_kept_and_used(tiny_config, tmp_path):
     assert predictor(str(tmp_path / "val/dim/0.npy"), top_k=1).labels[0][0] == "dim"
 
 
+@pytest.mark.slow
 def test_a_grey_network_starts_from_a_coloured_one(trained, tiny_config, picture_folder, tmp_path):
     config = tiny_config(checkpoint=str(trained.output), in_chans=1, epochs=1, output=str(tmp_path / "grey"))
     result = run_training(config)
@@ -139,6 +140,7 @@ def test_a_grey_network_starts_from_a_coloured_one(trained, tiny_config, picture
     assert found.top1 == pytest.approx(result.best_top1)
 
 
+@pytest.mark.slow
 def test_the_background_is_kept(tiny_config, picture_folder, tmp_path, monkeypatch):
     result = run_training(tiny_config(background="#102030", epochs=1))
     seen = []

@@ -40,6 +40,7 @@ def test_a_run_ends_with_its_report(tiny_config, capsys):
     assert f"report: {trained.output / 'report.html'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_told_and_the_run_is_safe(tiny_config, monkeypatch, capsys):
     monkeypatch.setattr(report, "Predictor", lambda path, machine: (_ for _ in ()).throw(RuntimeError("out of memory")))
     result = run_training(tiny_config())

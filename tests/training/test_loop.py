@@ -195,7 +195,7 @@ def test_unreadable_training_images_are_named_and_training_goes_on(tiny_config, 
     for name in ("train/lying/0.png", "train/lying/1.png"):
         assert sum(f"{name} is not a readable image" in line for line in warnings) == 1
     assert "2 training images could not be read and were left out" in output
-    assert "1 validation images cannot be read and do not count: val/lying/0.png" in output
+    assert "1 validation image cannot be read and does not count: val/lying/0.png" in output
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

@@ -110,6 +110,7 @@ def test_evaluations_in_between_take_a_part_and_the_last_one_all(tiny_config, mo
     assert state["progress"]["best"][-1] == 8
 
 
+@pytest.mark.slow
 def test_the_weights_do_not_depend_on_how_often_they_are_evaluated(tiny_config, tmp_path):
     one = run_training(tiny_config(eval_share=0.1, eval_every=1, output=str(tmp_path / "often")))
     other = run_training(tiny_config(eval_share=0.1, eval_every=6, output=str(tmp_path / "once")))
@@ -118,6 +119,7 @@ def test_the_weights_do_not_depend_on_how_often_they_are_evaluated(tiny_config, 
     assert all(ours[key].equal(theirs[key]) for key in ours)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_gets_no_better(tiny_config, capsys):
     result = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2))
     assert len(result.metrics) == 3

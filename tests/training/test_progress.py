@@ -102,6 +102,7 @@ def test_killed_many_times_with_changing_workers_and_caches(tiny_config, tmp_pat
     assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True, workers=1)))
 
 
+@pytest.mark.slow
 def test_killed_between_the_checkpoint_and_what_follows_from_it(tiny_config, tmp_path, monkeypatch):
     whole = run_training(tiny_config(output=str(tmp_path / "whole"), checkpoint_hist=2))
     with monkeypatch.context() as patch:
@@ -122,6 +123,7 @@ def test_killed_between_the_checkpoint_and_what_follows_from_it(tiny_config, tmp
     assert (resumed.output / "metrics.jsonl").read_text().count("\n") == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_that_it_started_from(tiny_config, tmp_path, monkeypatch):
     start = tmp_path / "start.pt"
     torch.save(timm.create_model("t2t_vit_7", img_size=32, num_classes=2).state_dict(), start)
@@ -135,6 +137,7 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tiny_config, tmp
     assert_equal_runs(whole, run_training(tiny_config(**settings, resume=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["step", "validation"])
 def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkeypatch, capsys):
@@ -160,6 +163,7 @@ def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkey
     assert_equal_runs(whole, run_training(tiny_config(resume=True)))
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_path, monkeypatch):
     """8 images to validate on, 2 at a time: the signal comes with the first, when the epoch's steps are saved."""
     settings = {"batch_size": 2, "epochs": 1}
