@@ -18,7 +18,7 @@ NUM_EVALUATIONS = 20
 """Evaluations that a learning curve wants."""
 FEWEST_EVALUATED = 500
 """Images of an evaluation below which it is better to evaluate less often."""
-NUM_REHEARSED, REHEARSAL_S = 8, 5.0
+NUM_REHEARSED, REHEARSAL_S = 6, 3.0
 """Batches that the speed is measured on, and the time after which no further one is begun."""
 IMAGES_ON_CPU, WHOLE_BATCH_S = 16, 1.0
 """Images that stand for a batch where a batch takes a CPU longer than that."""
