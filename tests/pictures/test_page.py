@@ -84,7 +84,7 @@ def test_a_colour_of_the_page_depends_on_the_light():
 
 def test_the_speed_is_told_with_what_the_time_of_the_last_epoch_went_to():
     assert texts_of(page_of([0, 1], [1, 0]).iterfind(".//dl/div"))[-2:] == [
-        "time2:00 evaluations included", "images a second5 data wait 20 %, device wait 60 %",
+        "time2:00 evaluations included", "images a second5 waiting for images 20 %, computing 60 %",
     ]  # fmt: skip
 
 
@@ -125,14 +125,15 @@ def test_the_most_confident_mistakes_come_first():
 
 
 @pytest.mark.parametrize(
-    ("size", "kind", "side"), [((40, 30), "png", 30), ((90, 100), "jpeg", 90), ((900, 1000), "jpeg", 144)]
+    ("size", "kind", "expected"),
+    [((40, 30), "png", (40, 30)), ((90, 100), "jpeg", (90, 100)), ((900, 1000), "jpeg", (130, 144))],
 )
-def test_thumbnails_are_square_and_small_images_keep_their_pixels(size, kind, side):
+def test_thumbnails_show_the_whole_image_and_small_images_keep_their_pixels(size, kind, expected):
     (shown,) = page_of([0, 1], [0, 0], size=size).iter("img")
     start, content = shown.get("src").split(",")
     assert start == f"data:image/{kind};base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as image:
-        assert image.size == (side, side)
+        assert image.size == expected
         assert np.abs(np.asarray(image.convert("RGB")).astype(int) - (1, 0, 0)).max() <= 2
     assert (shown.get("class") == "pixels") == (kind == "png")
 
@@ -191,9 +192,13 @@ def test_the_matrix_says_less_the_more_classes_there_are(num_classes, counted, n
 def test_classes_are_listed_from_the_worst():
     tree = page_of([0, 0, 1, 1, 1, 1, 2], [0, 0, 0, 0, 1, 1, 0], class_names=["a", "b", "c", "unseen"])
     listed = section(tree, "Accuracy of each class")
-    assert texts_of(listed.iter("li")) == ["c0.0 % 0 of 1", "b50.0 % 2 of 4", "a100.0 % 2 of 2"]
+    assert texts_of(listed.iter("li")) == [
+        "c0.0 % 0 of 1, 0-79 %",
+        "b50.0 % 2 of 4, 15-85 %",
+        "a100.0 % 2 of 2, 34-100 %",
+    ]
     assert [bar.get("style") for bar in listed.iter("i")] == ["width:0.0%", "width:50.0%", "width:100.0%"]
-    assert text_of(listed.find("p")) == "The worst first. Without an image here: 1."
+    assert text_of(listed.find("p")) == "The worst first, with 95 % confidence intervals. Without an image here: 1."
 
 
 def test_of_more_than_200_classes_the_extremes_are_listed():

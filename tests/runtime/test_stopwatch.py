@@ -42,6 +42,6 @@ def test_where_the_host_is_the_device_no_share_of_its_own_is_told(turn):
 
 def test_words_tell_what_the_row_tells():
     row = {"epoch": 1, "device_wait_percent": 91.6, "data_wait_percent": 2.0}
-    assert shares_in_words(row) == "data wait 2 %, device wait 92 %"
-    assert shares_in_words(row | {"host_percent": 6.0}) == "data wait 2 %, host 6 %, device wait 92 %"
+    assert shares_in_words(row) == "waiting for images 2 %, computing 92 %"
+    assert shares_in_words(row | {"host_percent": 6.0}) == "waiting for images 2 %, Python 6 %, computing 92 %"
     assert shares_in_words({"epoch": 1}) == ""

@@ -18,6 +18,7 @@ from t2t_vit.data.pixels import as_seen
 from t2t_vit.pictures.figures import confusion_svg, curves_svg, draw_accuracies, draw_losses
 from t2t_vit.pictures.report import Answer, RunSummary
 from t2t_vit.pictures.style import DARK, LIGHT
+from t2t_vit.pictures.verdict import advice, balanced_accuracy, confidence_interval, headline
 from t2t_vit.runtime.console import format_duration
 from t2t_vit.runtime.stopwatch import shares_in_words
 
@@ -25,13 +26,16 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
 NUM_MISTAKES, NUM_PAIRS, NUM_EXTREMES = 24, 10, 20
 THUMBNAIL_PX = 144
+IMBALANCED = 1.5  # times as many images of one class as of another
 
 
 def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """Returns the report as HTML."""
     content: dict[str, Any] = {"summary": summary, "num_predictions": len(predictions), "light": LIGHT, "dark": DARK}
     content |= {"tiles": _tiles(summary, predictions), "charts": _charts(summary), "version": t2t_vit.__version__}
+    content |= {"headline": "", "advice": []}
     if predictions:
+        content |= {"headline": headline(summary, predictions), "advice": advice(summary, predictions)}
         content |= _mistakes(summary, predictions) | _confusions(summary, predictions) | _classes(summary, predictions)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     return _readable(environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content))
@@ -53,6 +57,9 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
         for name, count in right.items()
         if predictions
     ]
+    sizes = Counter(prediction.label for prediction in predictions).values()
+    if predictions and max(sizes) > IMBALANCED * min(sizes):
+        accuracies.insert(1, ("balanced", f"{balanced_accuracy(predictions):.2f} %", "mean accuracy of the classes"))
     if summary.test is not None:  # the headline: nothing was chosen by these images
         note = f"{summary.test.num_images:,} images of test/, by which nothing was chosen"
         accuracies.insert(0, ("top-1 on test", f"{summary.test.top1:.2f} %", note))
@@ -95,10 +102,11 @@ def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
         image = as_seen(summary.images.load(prediction.image_index))
     except UnreadableImage:
         return None
-    small = 2 * min(image.size) < THUMBNAIL_PX
-    side = min(*image.size, THUMBNAIL_PX)
+    small = 2 * max(image.size) < THUMBNAIL_PX
     kind, file = "png" if small else "jpeg", io.BytesIO()
-    ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC).save(file, kind, quality=85)
+    if max(image.size) > THUMBNAIL_PX:
+        image = ImageOps.contain(image, (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
+    image.save(file, kind, quality=85)
     return {
         "source": f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}",
         "small": small,
@@ -127,7 +135,10 @@ def _classes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, An
     totals = Counter(prediction.label for prediction in predictions)
     wrong = Counter(prediction.label for prediction in predictions if not prediction.is_right)
     order = sorted(totals, key=lambda label: (-wrong[label] / totals[label], -totals[label], label))
-    rows = [(summary.class_names[label], totals[label] - wrong[label], totals[label]) for label in order]
+    rows = []
+    for label in order:
+        right, total = totals[label] - wrong[label], totals[label]
+        rows.append((summary.class_names[label], right, total, confidence_interval(right, total)))
     lists = {"": rows}
     if len(summary.class_names) > MAX_CLASSES:
         lists = {f"The {NUM_EXTREMES} worst": rows[:NUM_EXTREMES], f"The {NUM_EXTREMES} best": rows[-NUM_EXTREMES:]}

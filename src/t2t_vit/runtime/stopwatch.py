@@ -4,7 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-SHARES = ("data_wait", "host", "device_wait")
+SHARES = {"data_wait": "waiting for images", "host": "Python", "device_wait": "computing"}
+"""What the time of an epoch goes to, and how a person calls it."""
 
 
 class Stopwatch:
@@ -42,5 +43,5 @@ class Stopwatch:
 
 def shares_in_words(row: Mapping[str, Any]) -> str:
     """The shares of an epoch's time that its row of metrics holds, in words."""
-    shares = {what.replace("_", " "): row.get(f"{what}_percent") for what in SHARES}
-    return ", ".join(f"{name} {percent:.0f} %" for name, percent in shares.items() if percent is not None)
+    shares = {words: row.get(f"{what}_percent") for what, words in SHARES.items()}
+    return ", ".join(f"{words} {percent:.0f} %" for words, percent in shares.items() if percent is not None)
