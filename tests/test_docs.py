@@ -36,7 +36,7 @@ OFFICIAL_FLAGS = ROOT / "docs/from-the-official-code.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"(?:^|\s)(?:t2t-vit|-m t2t_vit) (.+)")
 RELEASED = {"81.5_T2T_ViT_14.pth.tar": {}, "83.3_T2T_ViT_14.pth.tar": {"img_size": 384}}
-OTHER_FLAGS = {"--help", "--gpus-per-node", "--gpus-per-task", "--signal"}
+OTHER_FLAGS = {"--help", "--help-all", "--gpus-per-node", "--gpus-per-task", "--signal"}
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 

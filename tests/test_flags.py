@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -6,7 +7,8 @@ import pytest
 
 from t2t_vit.errors import UserError
 from t2t_vit.flags import parse
-from t2t_vit.options import Settings, argument, option
+from t2t_vit.options import Settings, argument, option, options_of
+from t2t_vit.training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,3 +270,16 @@ def test_help_of_many_arguments(capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     assert text.startswith("usage: t2t-vit predict IMAGE... [options]")
     assert "weights (required)" in text
+
+
+def test_help_shows_what_matters_most_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]):
+    def flags(word: str) -> set[str]:
+        with pytest.raises(SystemExit):
+            parse(TrainConfig, [word], prog="t2t-vit train")
+        return set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+
+    few, every = flags("--help"), flags("--help-all")
+    assert {"--model", "--steps", "--help-all"} <= few
+    assert "--mixup" not in few
+    assert {f"--{name.replace('_', '-')}" for name in options_of(TrainConfig) if name != "data"} <= every
+    assert len(few) < 30 < len(every)

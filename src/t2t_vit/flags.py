@@ -43,10 +43,10 @@ def parse(
 
     Raises:
         UserError: unknown flags; or unknown keys, missing settings, and values that break a rule, all in one message.
-        SystemExit: after printing the help for `-h` or `--help`.
+        SystemExit: after printing the help for `-h` or `--help`, or for `--help-all`.
     """
-    if {"-h", "--help"} & {*argv}:
-        print(_help(cls, prog, epilog), flush=True)
+    if {"-h", "--help", "--help-all"} & {*argv}:
+        print(_help(cls, prog, epilog, whole="--help-all" in argv or not cls.essential), flush=True)
         raise SystemExit(0)
     options = options_of(cls)
     words = _read_words(argv, [*options.values(), CONFIG], prog, advise)
@@ -142,14 +142,16 @@ def _unknown_flag(word: str, options: Iterable[Option], prog: str, advise: Advis
 # Help
 
 
-def _help(cls: type[Settings], prog: str, epilog: str) -> str:
-    """The help of a command: its flags in groups, with their defaults."""
+def _help(cls: type[Settings], prog: str, epilog: str, *, whole: bool) -> str:
+    """The help of a command: its flags in groups, with their defaults; the essential ones alone unless it is whole."""
     usual = cls.defaults_for({})
     options = [dataclasses.replace(o, default=usual.get(o.name, o.default)) for o in options_of(cls).values()]
     sections: dict[str, list[tuple[str, str]]] = {}
-    for option in [*options, CONFIG]:
+    for option in [*(o for o in options if whole or o.is_argument or o.name in cls.essential), CONFIG]:
         sections.setdefault(option.heading, []).append((_form(option), _help_line(option)))
-    sections[GENERAL].append(("-h, --help", "show this help"))
+    sections[GENERAL].append(("-h, --help", "show this help" if whole else "show these flags, which matter most"))
+    if not whole:
+        sections[GENERAL].append(("--help-all", f"show all {len(options)} settings"))
 
     arguments = [form if o.required else f"[{form}]" for o in options if o.is_argument for form in [_form(o)]]
     lines = [f"usage: {' '.join([prog, *arguments, '[options]'])}", "", inspect.cleandoc(cls.__doc__ or "")]

@@ -32,7 +32,7 @@ import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar, Unpack, get_args, get_origin
 
 import yaml
 
@@ -47,8 +47,10 @@ class Settings:
 
     Attributes:
         given: the names of the settings that the user gave, in Python, in a YAML file or on the command line.
+        essential: the flags that the help shows; the rest is for `--help-all`. Empty where it shows all.
     """
 
+    essential: ClassVar[frozenset[str]] = frozenset()
     if TYPE_CHECKING:
         given: frozenset[str] = frozenset()
     else:

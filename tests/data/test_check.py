@@ -119,6 +119,14 @@ def test_unreadable_images_are_warned_of(broken, refusal):
     assert refusal(broken, lambda data: inspect_data(source)).startswith(f"None of 24 images of {broken} can be read: ")
 
 
+@pytest.mark.parametrize(("count", "warned"), [(39, False), (40, True)])
+def test_classes_of_very_different_sizes_are_told(count, warned, tmp_path, class_folders):
+    class_folders(tmp_path / "train", cat=4, dog=count)
+    class_folders(tmp_path / "val", cat=2, dog=2)
+    told = "dog has 10 times as many training images as cat" in str(inspect_data(open_source(str(tmp_path))))
+    assert told == warned
+
+
 def test_large_constant_and_ignored_files_are_told(tmp_path, class_folders):
     for part, count in (("train", 4), ("val", 2), ("test", 3)):
         class_folders(tmp_path / part, cat=count, dog=count)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,10 +34,20 @@ def test_printed_for_people(small_checkpoint, images, capsys):
     assert predict(small_checkpoint, images, "--top-k", "2") == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert lines[::3] == [str(images / name) for name in ("a.PNG", "b.png", "more/c.bmp")]
-    (best, probability), *_ = Predictor(small_checkpoint, device="cpu")(images / "a.PNG").labels
-    assert lines[1] == f"{probability:8.1%}  {best}"
+    (best, probability), (second, other), *_ = Predictor(small_checkpoint, device="cpu")(images / "a.PNG").labels
+    assert lines[0] == f"{images / 'a.PNG'}{probability:8.1%}  {best}, {other:8.1%}  {second}"
+    assert [Path(line.split()[0]).name for line in lines] == ["a.PNG", "b.png", "c.bmp"]
     assert "t2t_vit checkpoint" in printed.err  # the load report, out of the way of the labels
+
+
+def test_one_image_gets_a_line_for_each_label_and_many_get_a_line_each(small_checkpoint, images, capsys):
+    assert predict(small_checkpoint, images / "a.PNG") == 0
+    name, *lines = capsys.readouterr().out.splitlines()
+    assert (name, len(lines)) == (str(images / "a.PNG"), 3)
+    assert predict(small_checkpoint, images) == 0
+    found = capsys.readouterr().out.splitlines()
+    assert found[0] == f"{name}{lines[0]}"
+    assert len(found) == 3
 
 
 def test_printed_as_json(small_checkpoint, images, capsys):

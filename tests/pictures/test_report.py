@@ -89,7 +89,7 @@ def test_the_class_may_be_among_the_five_likeliest():
     ]  # fmt: skip
 
 
-METRICS = {"step": 1, "train_loss": 1.0, "val_loss": 0.5, "val_top1": 50.0, "images_per_second": 5.0} | {
+METRICS = {"epoch": 0, "step": 1, "train_loss": 1.0, "val_loss": 0.5, "val_top1": 50.0, "images_per_second": 5.0} | {
     "elapsed_s": 60.0, "data_wait_percent": 20.0, "device_wait_percent": 60.0,
 }  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_the_help_shows_the_defaults_that_hold(capsys):
     shown_by = {"train": "a tenth of the side (default: 1.0)", "transfer": "by timm's name (default: momentum)"}
     for command, shown in shown_by.items():
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([command, "--help-all"])
         assert shown in " ".join(capsys.readouterr().out.split())
 
 

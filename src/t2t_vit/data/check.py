@@ -33,6 +33,7 @@ NUM_SPREAD = 200
 MAX_CLASSES, NUM_TRAIN, NUM_VAL = 20, 1280, 640
 NUM_THREADS = 8
 LARGE_PIXELS = 10_000_000
+IMBALANCED = 10  # times as many training images of one class as of another
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,14 @@ class DataReport:
         for place, split in enumerate(("training", "validation")):
             if without := [name for name, counts in self.counts.items() if counts[place] == 0]:
                 sentences.append(f"{len(without)} classes have no {split} images: {abbreviate(without)}.")
+        trained = {name: train for name, (train, _) in self.counts.items() if train}
+        smallest, largest = (choose(trained, key=lambda name: trained[name]) for choose in (min, max))
+        if trained[largest] >= IMBALANCED * trained[smallest]:
+            times = f"{trained[largest] / trained[smallest]:.0f} times"
+            sentences.append(
+                f"{largest} has {times} as many training images as {smallest}: "
+                "a network may never name the rare classes. Look at the accuracy of each class in the report."
+            )
         if self.unreadable:
             sentences.append(_describe_unreadable(self.unreadable, self.num_sampled, "images", self.name))
         if self.of_one_colour:
@@ -192,7 +201,11 @@ def data_command(config: DataConfig) -> int:
         print(report.describe_images(), flush=True)
     unreadable = verify(source, workers=config.workers) if config.verify else []
     if config.json:
-        print(json.dumps(report.to_json() | ({"unreadable": unreadable} if config.verify else {}), indent=2))
+        print(
+            json.dumps(
+                report.to_json() | ({"unreadable": unreadable} if config.verify else {}), indent=2, ensure_ascii=False
+            )
+        )
     elif config.verify:
         total = len(source.train) + len(source.val)
         print(*unreadable, f"{len(unreadable):,} of {total:,} images cannot be read.", sep="\n")

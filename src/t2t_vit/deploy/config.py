@@ -12,7 +12,12 @@ class PredictConfig(Settings):
 
     images: tuple[str, ...] = argument("image files, folders of them, and http(s) URLs", metavar="IMAGE", exists=URLS)
     checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
-    top_k: int = option(5, "labels to show for each image, the likeliest first", metavar="K", at_least=1)
+    top_k: int | None = option(
+        None,
+        "labels to show for each image, the likeliest first; by default 5, or 1 where many images get a line each",
+        metavar="K",
+        at_least=1,
+    )
     background: str | None = option(None, f"{BACKGROUND_HELP}; by default the checkpoint's", metavar="COLOUR")
     json: bool = option(False, "print JSON")
     csv: str | None = option(None, "write the labels to this file as well, an image a row", metavar="FILE", writes=())

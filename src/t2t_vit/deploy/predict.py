@@ -13,6 +13,8 @@ from t2t_vit.inference.predictor import Prediction, Predictor
 from t2t_vit.runtime.downloads import is_url
 from t2t_vit.runtime.files import write_csv
 
+NUM_LABELS = 5
+
 
 def predict(config: PredictConfig) -> None:
     """Prints the labels of images.
@@ -24,15 +26,19 @@ def predict(config: PredictConfig) -> None:
     predictor = Predictor(config.checkpoint, device=config.device, background=config.background)
     print(predictor.checkpoint.report, file=sys.stderr)
     done = []
-    for prediction in predictor(paths, config.top_k, batch_size=config.batch_size):
+    for prediction in predictor(paths, config.top_k or NUM_LABELS, batch_size=config.batch_size):
         done.append(prediction)
         if not config.json and prediction.error is None:
             lines = [f"{probability:8.1%}  {label}" for label, probability in prediction.labels]
-            print("\n".join([prediction.name, *lines]), flush=True)  # at once, so that a long list can be watched
+            if len(paths) > 1:
+                lines = [f"{prediction.name}{', '.join(lines[: config.top_k or 1])}"]
+            else:
+                lines = [prediction.name, *lines]
+            print("\n".join(lines), flush=True)  # at once, so that a long list can be watched
     if config.csv:
         write_csv(Path(config.csv), [_as_row(prediction) for prediction in done])
     if config.json:
-        print(json.dumps([_as_json(prediction) for prediction in done], indent=2))
+        print(json.dumps([_as_json(prediction) for prediction in done], indent=2, ensure_ascii=False))
     unreadable = [prediction.error for prediction in done if prediction.error is not None]
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(done)} images could not be read: {'; '.join(unreadable)}.")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from t2t_vit.data.config import (
     BACKGROUND_HELP,
@@ -29,6 +29,11 @@ class TrainConfig(Settings):
     A recipe gives the defaults of the flags left open. Those shown are the ones of `small`, the recipe for any data but
     digits; --show prints the settings with any other.
     """
+
+    essential: ClassVar[frozenset[str]] = frozenset(
+        {"recipe", "model", "img_size", "checkpoint", "pretrained", "output", "resume", "epochs", "steps", "max_time",
+         "patience", "batch_size", "lr", "device", "workers", "seed"}
+    )  # fmt: skip
 
     data: str = argument(DATA_HELP, exists=SOURCES)
     recipe: str | None = option(None, "named defaults", choices=RECIPES)
