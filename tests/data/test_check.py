@@ -109,9 +109,7 @@ def test_unreadable_images_are_warned_of(broken, refusal):
     report = inspect_data(open_source(str(broken)))
     assert (report.num_sampled, report.mean_size) == (24, (4, 4))
     [warning] = report.warnings
-    assert warning.startswith(
-        f"2 of 24 sampled images of {broken} cannot be read: train/cat/1.png is not a readable image: "
-    )
+    assert warning.startswith(f"2 of 24 sampled images of {broken} cannot be read: train/cat/1.png")
     assert warning.endswith(f". `t2t-vit data {broken} --verify` finds them all.")
     for file in broken.rglob("*.png"):
         file.write_bytes(b"")
@@ -213,7 +211,7 @@ def test_the_first_look_warns(digits, broken):
         "warning: 1 classes have no validation images: emu.",
     ]
     assert lines[4].startswith("warning: ")
-    assert f"sampled images of {broken} cannot be read: train/cat/0.png is not a readable image: " in lines[4]
+    assert f"sampled images of {broken} cannot be read: train/cat/0.png" in lines[4]
     assert lines[5] == f"`t2t-vit data {broken}` checks more"
 
 
@@ -223,8 +221,10 @@ def test_the_first_look_refuses_what_can_hardly_be_read(broken, refusal, split, 
         file.write_bytes(b"")
     source = open_source(str(broken))
     message = refusal(broken, lambda data: first_look(source))
-    assert message.startswith(f"8 of 8 sampled {word} images of {broken} cannot be read: {split}/cat/0.png is not a ")
-    assert message.endswith(f" and 3 more. `t2t-vit data {broken} --verify` finds them all.")
+    assert message.startswith(f"8 of 8 sampled {word} images of {broken} cannot be read: {split}/cat/0.png, ")
+    assert message.endswith(
+        f" and 3 more: no image format that Pillow knows. `t2t-vit data {broken} --verify` finds them all."
+    )
 
 
 @pytest.mark.slow

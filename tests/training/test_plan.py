@@ -124,7 +124,7 @@ def test_patience_ends_a_run_that_gets_no_better(tiny_config, capsys):
     result = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2))
     assert len(result.metrics) == 3
     assert result.interrupted is None
-    assert "stopped early: 2 evaluations in a row were no better than step 3" in capsys.readouterr().out
+    assert "stopped early: evaluations that were no better than step 3: 2" in capsys.readouterr().out
     assert (result.output / "report.html").exists()
     again = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2, resume=True))
     assert again.metrics == result.metrics  # it does not train on
@@ -168,3 +168,10 @@ def test_a_time_limit_becomes_steps_that_a_resumed_run_keeps(tiny_config, monkey
     again = run_training(tiny_config(epochs=None, max_time="4s", resume=True))
     assert again.metrics == result.metrics
     assert json.loads((result.output / "metrics.jsonl").read_text().splitlines()[-1])["step"] == plan["num_steps"]
+
+
+def test_a_process_without_an_image_to_validate_measures_nothing(tiny_config):
+    """Of two processes and one image, the second has none."""
+    run = setup(tiny_config())
+    batch = next(iter(run.train_loader))
+    assert measure_speed(run.learner, [batch], []).image_s == 0

@@ -105,3 +105,5 @@ def test_arrays_of_other_channels_are_trained_on_as_they_are(channels, expected,
     config, reasons = choose_channels(small(), source)
     assert (config.in_chans, len(reasons)) == (expected, expected == 4)
     assert choose_channels(small(in_chans=3), source) == (small(in_chans=3), [])
+    np.save(tmp_path / "a" / "0.npy", np.zeros((8, 8), np.uint8))
+    assert choose_channels(small(), open_source(str(tmp_path))) == (small(), [])  # not the same in all images

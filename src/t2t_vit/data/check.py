@@ -19,7 +19,7 @@ from torch import Tensor
 from t2t_vit.data.agreement import Agreement, check_agreement, tiny_copy
 from t2t_vit.data.config import DataConfig
 from t2t_vit.data.crops import Box
-from t2t_vit.data.images import ImageSet, UnreadableImage
+from t2t_vit.data.images import UNREADABLE, ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import Picture, PixelFormat, to_picture
 from t2t_vit.data.sources import Source, open_source
@@ -351,7 +351,9 @@ def _command(source: Source) -> str:
 
 
 def _describe_unreadable(sentences: Sequence[str], num_tried: int, what: str, data: str) -> str:
+    names, reasons = zip(*(sentence.split(UNREADABLE, 1) for sentence in sentences), strict=True)
+    told = f"{abbreviate(names)}: {reasons[0]}" if len({*reasons}) == 1 else abbreviate(sentences, separator="; ")
     return (
-        f"{len(sentences)} of {num_tried} sampled {what} of {data} cannot be read: {abbreviate(sentences)}. "
+        f"{len(sentences)} of {num_tried} sampled {what} of {data} cannot be read: {told}. "
         f"`t2t-vit data {shlex.quote(data)} --verify` finds them all."
     )

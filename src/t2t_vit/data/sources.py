@@ -17,6 +17,9 @@ from t2t_vit.data.pixels import RGB, PixelFormat
 from t2t_vit.data.splitting import Split, Splits, given_split, split_by_class
 from t2t_vit.errors import UserError, abbreviate, closest
 
+SHARDS = "wds/"
+"""What stands before the folder of webdataset shards."""
+
 
 def refuse_stream(data: str) -> NoReturn:
     """Refuses data that its library streams."""
@@ -116,8 +119,10 @@ def open_source(
 
 def absolute_path(data: str) -> str:
     """The same data from any working directory: an absolute path for a folder or a file; names stay names."""
-    path = Path(data).expanduser()
-    return data if data in SOURCES or not path.exists() else str(path.resolve())
+    prefix = SHARDS if data.startswith(SHARDS) else ""
+    path = Path(data.removeprefix(prefix)).expanduser()
+    is_name = "".join(data.partition("/")[:2]) in SOURCES and not prefix
+    return data if is_name or not path.exists() else f"{prefix}{path.resolve()}"
 
 
 def _read_given(splits: Splits) -> tuple[tuple[str, ...], ImageSet, ImageSet]:

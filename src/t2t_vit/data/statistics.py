@@ -1,5 +1,6 @@
 """Numbers that are measured on a sample of images."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,23 +47,34 @@ def measure_channels(images: ImageSet) -> dict[str, tuple[float, ...]]:
     return {"mean": tuple(mean.tolist()), "std": tuple(np.where(std > 0, std, 1.0).tolist())}
 
 
-def typical_shape(source: Source, *, num_images: int = 64) -> tuple[int, int, int]:
-    """Median height, width and channels of the training images, of so many of them; without decoding where possible.
+def typical_size(source: Source, *, num_images: int = 64) -> tuple[int, int]:
+    """Median height and width of the training images, of so many of them; without decoding where that can be done.
 
     Raises:
         UserError: none of the images can be read.
     """
-    shapes = []
+    sizes = []
     images, failure = source.train, None
     for row in spread(len(images), num_images):
         try:
-            shapes.append(images.read_shape(row) if images.read_shape else to_pixels(images.load(row)).shape)
+            shape = images.read_shape(row) if images.read_shape else to_pixels(images.load(row)).shape
+            sizes.append(shape[:2])
         except UnreadableImage as error:
             failure = error
-    if not shapes:
+    if not sizes:
         raise UserError(f"None of {num_images} training images of {source.name} can be read: {failure}.")
-    height, width, channels = np.median(shapes, axis=0).round().astype(int).tolist()
-    return height, width, channels
+    height, width = np.median(sizes, axis=0)
+    return round(height), round(width)
+
+
+def common_channels(images: ImageSet, *, num_images: int = 8) -> int | None:
+    """The channels of so many images, as `ImageSet.read_shape` counts them; None if they differ or are unknown."""
+    read_shape, found = images.read_shape, set()
+    if read_shape is not None:
+        for row in spread(len(images), num_images):
+            with contextlib.suppress(UnreadableImage):  # which the first look at the data tells
+                found.add(read_shape(row)[2])
+    return found.pop() if len(found) == 1 else None
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -31,7 +31,9 @@ class CompareConfig(Settings):
     img_size: int | tuple[int, int] | None = option(
         None, "side, or height and width, in pixels; by default the recipe's, or each model's own", at_least=1
     )
-    in_chans: int = option(3, IN_CHANS_HELP, at_least=1, needs="data")
+    in_chans: int | None = option(
+        None, f"{IN_CHANS_HELP}; by default 3, or what the arrays have", at_least=1, needs="data"
+    )
     background: str = option("white", BACKGROUND_HELP, metavar="COLOUR", needs="data")
     seed: int = option(42, "of weights, order, augmentation and dropout", at_least=0, needs="data")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", needs="data")

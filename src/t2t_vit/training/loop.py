@@ -46,7 +46,7 @@ def fit(run: Run) -> None:
                 continue
             row = evaluate_round(run)
             best = best_of(run, judge(row))
-            if run.stop_early(best):
+            if not run.interruption.in_only_process() and run.stop_early(best):
                 row = evaluate_round(run)  # on all images
                 best = best_of(run, judge(row))
             if run.interruption.in_only_process():

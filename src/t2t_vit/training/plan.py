@@ -119,43 +119,49 @@ def measure_speed(learner: Learner, train_batches: Iterable[Batch], val_batches:
     A part of a batch stands for the whole where that would take long, so that a large network keeps nobody waiting.
     """
     machine = learner.machine
-    on_gpu, alone = machine.device.type != "cpu", machine.world_size == 1
+    is_whole = machine.device.type != "cpu" or learner.config.compile  # another size would be compiled anew
     with learner.rehearsal():
-        image_s, num_images = _measure(learner.time_step, train_batches, may_stop=alone, is_whole=on_gpu or not alone)
+        image_s, num_images = _measure(
+            learner.time_step, train_batches, agree=machine.in_any_process, is_whole=is_whole
+        )
     step_s = image_s * num_images
-    image_s, _ = _measure(learner.time_evaluation, val_batches, may_stop=True, is_whole=on_gpu)
+    image_s, _ = _measure(learner.time_evaluation, val_batches, agree=bool, is_whole=is_whole)
     step_s, image_s = (max(seconds) for seconds in zip(*machine.gather((step_s, image_s)), strict=True))
     return Speed(step_s, image_s / machine.world_size)
 
 
 def _measure(
-    time_batch: Callable[[Batch], float], batches: Iterable[Batch], *, may_stop: bool, is_whole: bool
+    time_batch: Callable[[Batch], float], batches: Iterable[Batch], *, agree: Callable[[bool], bool], is_whole: bool
 ) -> tuple[float, float]:
     """The mean time of an image, the wait for its batch included, and the mean number of images in a batch.
 
     Args:
         time_batch: computes a batch, and returns how long that took, in seconds.
         batches: of which the first one warms up.
-        may_stop: whether to stop after `REHEARSAL_S`.
+        agree: tells from whether this process has rehearsed for `REHEARSAL_S` whether all are to stop.
         is_whole: whether a batch is computed whole even if that takes long.
+
+    Returns:
+        Two zeros where this process has no batch.
     """
     seconds: list[float] = []
     sizes: list[int] = []
     since = end = time.monotonic()
     for batch in batches:
-        now = time.monotonic()
-        wait_s, end = (now - since, end) if seconds else (0.0, now + REHEARSAL_S)  # the first waits for the workers
+        wait_s = time.monotonic() - since
         size = len(batch.images) if is_whole else min(len(batch.images), IMAGES_ON_CPU)
         part = batch._replace(images=batch.images[:size], targets=batch.targets[:size])
         batch_s = time_batch(part) * len(batch.images) / max(size, 1)
         is_whole = is_whole or batch_s < WHOLE_BATCH_S
-        seconds.append(wait_s + batch_s)
+        seconds.append(wait_s + batch_s if seconds else batch_s)  # the first also waits for the workers to start
         sizes.append(len(batch.images))
         since = time.monotonic()
-        if may_stop and since > end:
+        if len(seconds) == 1:
+            end = since + REHEARSAL_S
+        elif agree(since > end):
             break
     rest = slice(1, None) if len(seconds) > 1 else slice(None)
-    return sum(seconds[rest]) / max(sum(sizes[rest]), 1), sum(sizes) / len(sizes)
+    return sum(seconds[rest]) / max(sum(sizes[rest]), 1), sum(sizes) / max(len(sizes), 1)
 
 
 def expectation(plan: Plan, speed: Speed, *, networks: int, num_val: int) -> str:

@@ -128,7 +128,7 @@ class Run:
         since_best = 1 + sum(row["step"] > best.step for row in progress.metrics)
         if since_best < patience:
             return False
-        self.display.say(f"stopped early: {since_best} evaluations in a row were no better than step {best.step}")
+        self.display.say(f"stopped early: evaluations that were no better than step {best.step}: {since_best}")
         progress.plan = replace(progress.plan, num_steps=progress.step, is_estimate=False)
         return progress.plan.eval_images < len(self.source.val)
 
@@ -188,7 +188,8 @@ def setup(config: TrainConfig) -> Run:
         source = source.in_format(PixelFormat(config.in_chans, config.background))
         notes = [machine.ask_main_process(lambda: first_look(source)), *reasons]
     # The name of the directory must not depend on what is chosen now; the data are found from anywhere.
-    config = replace(config, output=str(directory.path), data=absolute_path(config.data))
+    data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
+    config = replace(config, output=str(directory.path), data=absolute_path(config.data), data_dir=data_dir)
     on_cpu = machine.device.type == "cpu"
     is_open = config.batch_size is None
     config, reasons = machine.ask_main_process(

@@ -14,8 +14,7 @@ from torch import nn
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.pixels import MANY_CHANNELS
 from t2t_vit.data.sources import Source
-from t2t_vit.data.statistics import typical_shape
-from t2t_vit.errors import UserError
+from t2t_vit.data.statistics import common_channels, typical_size
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.recipes import LEARNING_RATES
@@ -47,7 +46,7 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
     chosen: dict[str, Any] = {}
     reasons: list[str] = []
     if config.model is None:
-        height, width, _ = typical_shape(source)
+        height, width = typical_size(source)
         side = min(height, width)
         chosen["model"], size = model_for(side, len(images), on_cpu=on_cpu)
         chosen["img_size"] = config.img_size or size
@@ -83,11 +82,8 @@ def choose_channels(config: TrainConfig, source: Source) -> tuple[TrainConfig, l
     """
     if config.in_chans != 3 or config.checkpoint or config.given & {"in_chans", "aa", "color_jitter"}:
         return config, []
-    try:
-        _, _, channels = typical_shape(source, num_images=8)
-    except UserError:  # which the first look at the data explains
-        return config, []
-    if channels in (1, 3) or channels > MANY_CHANNELS:  # so many are no channels
+    channels = common_channels(source.train)
+    if channels in (None, 1, 3) or channels > MANY_CHANNELS:  # so many are no channels
         return config, []
     reason = f"chosen: {channels} channels, as the training images are arrays of so many (--in-chans)"
     return dataclasses.replace(config, in_chans=channels, aa=None, color_jitter=None), [reason]
