@@ -79,8 +79,8 @@ def test_permuted_validation_labels_are_told_by_name(digits):
 def test_classes_without_images_are_named(digits):
     report = inspect_data(replace(digits, class_names=(*"0123456789", "ten", "eleven")))
     assert report.warnings == [
-        "2 classes have no training images: ten, eleven.",
-        "2 classes have no validation images: ten, eleven.",
+        "Classes without training images, 2 in all: ten, eleven.",
+        "Classes without validation images, 2 in all: ten, eleven.",
     ]
     assert "the smallest is ten with 0 training images" in str(report)
 
@@ -207,8 +207,8 @@ def test_the_first_look_warns(digits, broken):
     source = open_source(str(broken))
     lines = first_look(replace(source, class_names=(*source.class_names, "emu"))).splitlines()
     assert lines[2:4] == [
-        "warning: 1 classes have no training images: emu.",
-        "warning: 1 classes have no validation images: emu.",
+        "warning: Classes without training images, 1 in all: emu.",
+        "warning: Classes without validation images, 1 in all: emu.",
     ]
     assert lines[4].startswith("warning: ")
     assert f"sampled images of {broken} cannot be read: train/cat/0.png" in lines[4]

@@ -70,7 +70,7 @@ class DataReport:
         sentences = []
         for place, split in enumerate(("training", "validation")):
             if without := [name for name, counts in self.counts.items() if counts[place] == 0]:
-                sentences.append(f"{len(without)} classes have no {split} images: {abbreviate(without)}.")
+                sentences.append(f"Classes without {split} images, {len(without)} in all: {abbreviate(without)}.")
         trained = {name: train for name, (train, _) in self.counts.items() if train}
         smallest, largest = (choose(trained, key=lambda name: trained[name]) for choose in (min, max))
         if trained[largest] >= IMBALANCED * trained[smallest]:
