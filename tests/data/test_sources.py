@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from t2t_vit.data.sources import open_evaluation, open_source
+from t2t_vit.data.sources import absolute_path, open_evaluation, open_source
 
 # Folders
 
@@ -98,3 +98,16 @@ def test_evaluation_takes_class_folders_whole_or_as_training_split_them(tmp_path
         21,
         f"all of {tmp_path}, which holds other images than training split",
     )
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "hfds/user/name"])
+def test_names_of_data_stay_names_though_a_folder_is_called_so(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    assert absolute_path(name) == name
+
+
+def test_folders_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_path("photos") == str(tmp_path.resolve() / "photos")
+    assert absolute_path("wds/shards") == f"wds/{tmp_path.resolve() / 'shards'}"

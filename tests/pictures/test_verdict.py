@@ -88,3 +88,7 @@ def test_few_passes_are_told_where_little_was_learnt():
     assert sentence == "Each training image was seen about 4 times: more --steps are likely to help."
     assert advice(summary_of(epoch=3), GOOD) == []
     assert len(advice(summary_of(epoch=99), poor)) == 1
+
+
+def test_test_images_of_which_none_can_be_read_are_no_headline():
+    assert "validation images" in headline(summary_of(test=Accuracy(0.0, 0.0, 0.0, 0)), GOOD)

@@ -124,7 +124,7 @@ def test_patience_ends_a_run_that_gets_no_better(tiny_config, capsys):
     result = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2))
     assert len(result.metrics) == 3
     assert result.interrupted is None
-    assert "stopped early: evaluations that were no better than step 3: 2" in capsys.readouterr().out
+    assert "stopped early: step 3 is still the best, and --patience 2 is at its end" in capsys.readouterr().out
     assert (result.output / "report.html").exists()
     again = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2, resume=True))
     assert again.metrics == result.metrics  # it does not train on

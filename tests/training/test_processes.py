@@ -212,7 +212,7 @@ def test_an_evaluation_counts_every_image_once(two, picture_folder):
 def test_only_the_first_process_writes_and_prints(two, work):
     first, second = two["said"]
     assert "on 2 x cpu, float32" in first["curve"]
-    assert "3 training images could not be read and were left out" in first["curve"]
+    assert "training images that could not be read and were left out: 3" in first["curve"]
     assert {name: text for name, text in second.items() if text} == {}
     assert (work / "curve-0" / "last.pt").exists()
     assert not (work / "curve-1").exists()

@@ -164,6 +164,22 @@ def test_a_signal_saves_and_leaves(number, moment, tiny_config, tmp_path, monkey
 
 
 @pytest.mark.slow
+def test_an_evaluation_that_is_interrupted_ends_no_patience(tiny_config, monkeypatch, capsys):
+    original, calls = loop.measure_accuracy, [0]
+
+    def send(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == 3:  # the first of the second evaluation, before anything is measured
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "measure_accuracy", send)
+        assert run_training(tiny_config(patience=1, epochs=3)).interrupted == 143
+    assert "stopped early" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_path, monkeypatch):
     """8 images to validate on, 2 at a time: the signal comes with the first, when the epoch's steps are saved."""
     settings = {"batch_size": 2, "epochs": 1}

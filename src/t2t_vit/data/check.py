@@ -19,7 +19,7 @@ from torch import Tensor
 from t2t_vit.data.agreement import Agreement, check_agreement, tiny_copy
 from t2t_vit.data.config import DataConfig
 from t2t_vit.data.crops import Box
-from t2t_vit.data.images import UNREADABLE, ImageSet, UnreadableImage
+from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import Picture, PixelFormat, to_picture
 from t2t_vit.data.sources import Source, open_source
@@ -46,7 +46,7 @@ class DataReport:
         num_test: number of images to test on after training.
         notes: a sentence for each thing in the data that is left out.
         num_sampled: number of images tried.
-        unreadable: a sentence for each image tried that cannot be read.
+        unreadable: those that cannot be read, and why.
         mean_size: mean height and width of the readable ones in pixels.
         largest: name, height and width of the largest one.
         of_one_colour: names of those whose pixels are all the same.
@@ -58,7 +58,7 @@ class DataReport:
     num_test: int
     notes: tuple[str, ...]
     num_sampled: int
-    unreadable: list[str]
+    unreadable: list[UnreadableImage]
     mean_size: tuple[float, float]
     largest: tuple[str, int, int]
     of_one_colour: list[str]
@@ -133,7 +133,7 @@ class DataReport:
             "data": self.name,
             "classes": {name: {"train": train, "val": val} for name, (train, val) in self.counts.items()},
             "sampled": self.num_sampled,
-            "sampled_unreadable": self.unreadable,
+            "sampled_unreadable": [str(error) for error in self.unreadable],
             "mean_height_px": self.mean_size[0],
             "mean_width_px": self.mean_size[1],
             "largest": dict(zip(("image", "height_px", "width_px"), self.largest, strict=True)),
@@ -179,7 +179,7 @@ def inspect_data(source: Source, *, limit_s: float = 20.0, display: Display | No
         val = _decode(source.val, rows[1], limit_s / 2, steps.advance)
     if not train.seen and not val.seen:
         unreadable = train.unreadable + val.unreadable
-        raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {abbreviate(unreadable)}.")
+        raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {_with_reasons(unreadable)}.")
     return _summarize(source, train, val, check_agreement(*train.of_classes(compared), *val.of_classes(compared)))
 
 
@@ -201,11 +201,8 @@ def data_command(config: DataConfig) -> int:
         print(report.describe_images(), flush=True)
     unreadable = verify(source, workers=config.workers) if config.verify else []
     if config.json:
-        print(
-            json.dumps(
-                report.to_json() | ({"unreadable": unreadable} if config.verify else {}), indent=2, ensure_ascii=False
-            )
-        )
+        content = report.to_json() | ({"unreadable": unreadable} if config.verify else {})
+        print(json.dumps(content, indent=2, ensure_ascii=False))
     elif config.verify:
         total = len(source.train) + len(source.val)
         print(*unreadable, f"{len(unreadable):,} of {total:,} images cannot be read.", sep="\n")
@@ -250,11 +247,11 @@ class _Look:
 
     Attributes:
         seen: those that can be read.
-        unreadable: a sentence for each of the others.
+        unreadable: the others, and why they are.
     """
 
     seen: list[_Seen]
-    unreadable: list[str]
+    unreadable: list[UnreadableImage]
 
     def of_classes(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies, (N, D), and labels, (N,), of the images of these classes."""
@@ -307,7 +304,7 @@ def _decode(
     order = np.random.default_rng(0).permutation(rows).tolist()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = [one for _, one in sorted(zip(order, pool.map(decode, order), strict=True), key=lambda pair: pair[0])]
-    unreadable = [str(one) for one in found if isinstance(one, UnreadableImage)]
+    unreadable = [one for one in found if isinstance(one, UnreadableImage)]
     return _Look([one for one in found if isinstance(one, _Seen)], unreadable)
 
 
@@ -350,10 +347,15 @@ def _command(source: Source) -> str:
     return f"t2t-vit data {shlex.quote(source.name)}" + (f" --in-chans {format.in_chans}" if format.is_array else "")
 
 
-def _describe_unreadable(sentences: Sequence[str], num_tried: int, what: str, data: str) -> str:
-    names, reasons = zip(*(sentence.split(UNREADABLE, 1) for sentence in sentences), strict=True)
-    told = f"{abbreviate(names)}: {reasons[0]}" if len({*reasons}) == 1 else abbreviate(sentences, separator="; ")
+def _with_reasons(errors: Sequence[UnreadableImage]) -> str:
+    """The names of images that cannot be read; a reason that all have in common is told once."""
+    if len({error.reason for error in errors}) == 1:
+        return f"{abbreviate(error.name for error in errors)}: {errors[0].reason}"
+    return abbreviate(map(str, errors), separator="; ")
+
+
+def _describe_unreadable(errors: Sequence[UnreadableImage], num_tried: int, what: str, data: str) -> str:
     return (
-        f"{len(sentences)} of {num_tried} sampled {what} of {data} cannot be read: {told}. "
+        f"{len(errors)} of {num_tried} sampled {what} of {data} cannot be read: {_with_reasons(errors)}. "
         f"`t2t-vit data {shlex.quote(data)} --verify` finds them all."
     )

@@ -50,10 +50,6 @@ def image_extensions() -> frozenset[str]:
     )
 
 
-UNREADABLE = " is not a readable image: "
-"""Stands between the name of an image and why it cannot be read."""
-
-
 class UnreadableImage(UserError):
     """An image that is missing, cut off or no image at all; `reason` is the decoder's, without a full stop."""
 
@@ -62,7 +58,7 @@ class UnreadableImage(UserError):
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
-        return f"{self.name}{UNREADABLE}{self.reason}"
+        return f"{self.name} is not a readable image: {self.reason}"
 
 
 class Load(Protocol):

@@ -119,10 +119,15 @@ def open_source(
 
 def absolute_path(data: str) -> str:
     """The same data from any working directory: an absolute path for a folder or a file; names stay names."""
-    prefix = SHARDS if data.startswith(SHARDS) else ""
-    path = Path(data.removeprefix(prefix)).expanduser()
-    is_name = "".join(data.partition("/")[:2]) in SOURCES and not prefix
-    return data if is_name or not path.exists() else f"{prefix}{path.resolve()}"
+    name = _name_of(data)
+    if name == SHARDS:
+        return f"{SHARDS}{Path(data.removeprefix(SHARDS)).expanduser().resolve()}"
+    return data if name in SOURCES else str(Path(data).expanduser().resolve())
+
+
+def _name_of(data: str) -> str:
+    """What `SOURCES` knows the data by, if it does."""
+    return "".join(data.partition("/")[:2])
 
 
 def _read_given(splits: Splits) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
@@ -187,7 +192,7 @@ def open_evaluation(
 
 
 def _open(data: str, data_dir: str | None) -> Splits:
-    name = "".join(data.partition("/")[:2])
+    name = _name_of(data)
     find_splits: Callable[..., Splits] = pkgutil.resolve_name(SOURCES[name]) if name in SOURCES else folder_splits
     if name in TAKE_DATA_DIR:
         return find_splits(data, data_dir)

@@ -33,7 +33,6 @@ def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """Returns the report as HTML."""
     content: dict[str, Any] = {"summary": summary, "num_predictions": len(predictions), "light": LIGHT, "dark": DARK}
     content |= {"tiles": _tiles(summary, predictions), "charts": _charts(summary), "version": t2t_vit.__version__}
-    content |= {"headline": "", "advice": []}
     if predictions:
         content |= {"headline": headline(summary, predictions), "advice": advice(summary, predictions)}
         content |= _mistakes(summary, predictions) | _confusions(summary, predictions) | _classes(summary, predictions)

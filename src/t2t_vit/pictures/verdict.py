@@ -23,7 +23,7 @@ def confidence_interval(num_right: int, total: int) -> tuple[float, float]:
         num_right: images whose prediction is right.
         total: images, at least 1.
     """
-    from scipy.stats import binomtest  # as slow to import as the rest of a page
+    from scipy.stats import binomtest  # as slow to import
 
     interval = binomtest(num_right, total).proportion_ci(0.95, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
@@ -31,9 +31,10 @@ def confidence_interval(num_right: int, total: int) -> tuple[float, float]:
 
 def balanced_accuracy(predictions: Sequence[Answer]) -> float:
     """The mean over the classes of how many of their images are right, in percent. Rare classes count as all others."""
-    totals = Counter(prediction.label for prediction in predictions)
-    right = Counter(prediction.label for prediction in predictions if prediction.is_right)
-    return 100 * sum(right[label] / total for label, total in totals.items()) / len(totals)
+    from sklearn.metrics import recall_score  # as slow to import as the rest of a page
+
+    labels, predicted = zip(*((prediction.label, prediction.predicted) for prediction in predictions), strict=True)
+    return 100 * recall_score(labels, predicted, labels=sorted(set(labels)), average="macro")
 
 
 def headline(summary: RunSummary, predictions: Sequence[Answer]) -> str:
@@ -42,7 +43,7 @@ def headline(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     label, count = _largest_class(predictions)
     guessing = f"always answering {summary.class_names[label]} would be right for {100 * count / total:.1f} %"
     images = "validation images, by which the best weights were chosen,"
-    if summary.test is not None:
+    if summary.test is not None and summary.test.num_images:
         total, images = summary.test.num_images, "images of test/, by which nothing was chosen,"
         right = round(total * summary.test.top1 / 100)
     low, high = confidence_interval(right, total)

@@ -118,9 +118,7 @@ def evaluate_round(run: Run) -> dict[str, Any]:
     if run.config.model_ema and not run.interruption.in_only_process():
         row["ema_top1"] = measure(run, run.learner.averaged_model(), "validating the average").top1
     if found.unreadable and not run.progress.metrics:
-        many = len(found.unreadable) > 1
-        what = f"{len(found.unreadable)} validation images cannot be read and do not count"
-        warn(run, what if many else "1 validation image cannot be read and does not count", found.unreadable)
+        warn(run, "validation goes on without", found.unreadable)
     return row
 
 

@@ -128,7 +128,7 @@ class Run:
         since_best = 1 + sum(row["step"] > best.step for row in progress.metrics)
         if since_best < patience:
             return False
-        self.display.say(f"stopped early: evaluations that were no better than step {best.step}: {since_best}")
+        self.display.say(f"stopped early: step {best.step} is still the best, and --patience {patience} is at its end")
         progress.plan = replace(progress.plan, num_steps=progress.step, is_estimate=False)
         return progress.plan.eval_images < len(self.source.val)
 

@@ -131,7 +131,7 @@ def _sum_up(run: Run, test: Accuracy | None) -> TrainResult:
     progress, say = run.progress, run.display.say
     best = progress.best
     if progress.unreadable:
-        say(f"{len(progress.unreadable)} training images could not be read and were left out.")
+        say(f"training images that could not be read and were left out: {len(progress.unreadable)}")
     if progress.bad_steps:
         steps = "1 step was" if progress.bad_steps == 1 else f"{progress.bad_steps} steps were"
         say(f"{steps} skipped; see {run.directory.bad_steps}.")
