@@ -8,8 +8,9 @@ import pytest
 
 from t2t_vit.errors import UserError
 from t2t_vit.options import configure
+from t2t_vit.runtime.durations import parse_duration
 from t2t_vit.training.checkpointer import read_training_state
-from t2t_vit.training.config import TrainConfig, parse_duration
+from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.plan import CPU_LIMIT_S, Plan, Speed, expectation, make_plan, measure_speed
 from t2t_vit.training.setup import setup
 from t2t_vit.training.train import run_training

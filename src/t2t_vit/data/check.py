@@ -21,8 +21,8 @@ from t2t_vit.data.config import DataConfig
 from t2t_vit.data.crops import Box
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, EvaluationBatches, make_loader
-from t2t_vit.data.pixels import Picture, PixelFormat, to_picture
-from t2t_vit.data.sources import Source, open_source
+from t2t_vit.data.pixels import Picture, to_picture
+from t2t_vit.data.sources import Source, open_configured
 from t2t_vit.data.statistics import spread
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.console import Display
@@ -191,8 +191,7 @@ def data_command(config: DataConfig) -> int:
     """
     if config.workers is not None and not config.verify:
         raise UserError("--workers decodes for --verify, and has no effect without it: leave it out.")
-    pixels = PixelFormat(config.in_chans, config.background)
-    source = open_source(config.data, data_dir=config.data_dir, val_fraction=config.val_fraction, format=pixels)
+    source = open_configured(config)
     if not config.json:
         nothing = _Look([], [])
         print(_summarize(source, nothing, nothing).describe_classes(), flush=True)  # decoding may take long

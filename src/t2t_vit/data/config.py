@@ -1,6 +1,7 @@
 """Settings of the commands that look after data."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from t2t_vit.options import Settings, argument, option
 
@@ -22,7 +23,31 @@ DATA_HELP = (
 DATA_DIR_HELP = "folder of cifar10 and cifar100, by default data; cache of hfds/NAME"
 IN_CHANS_HELP = "channels of the images: 3 colour, 1 grey; any other number reads .npy, .npz and TIFF files of so many"
 BACKGROUND_HELP = "colour behind transparent pixels: a name or #rrggbb"
+GROUP_BY_HELP = (
+    "regular expression that finds, in the path of an image below DATA, the group that stays on one side of the split: "
+    "a video, a patient, a day"
+)
+EXCLUDE_HELP = "list of images to leave out: suspects.csv of t2t-vit data, or a path below DATA on each line"
 VAL_FRACTION_HELP = "share of the images kept for validation where the data has no val/"
+
+
+class DataSettings(Protocol):
+    """The settings that say which images a command works on, and how they are read and split."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def data_dir(self) -> str | None: ...
+    @property
+    def val_fraction(self) -> float: ...
+    @property
+    def group_by(self) -> str | None: ...
+    @property
+    def exclude(self) -> str | None: ...
+    @property
+    def in_chans(self) -> int: ...
+    @property
+    def background(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +67,8 @@ class DataConfig(Settings):
     data: str = argument("what to train on, as for train", exists=SOURCES)
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
+    group_by: str | None = option(None, GROUP_BY_HELP, metavar="REGEX")
+    exclude: str | None = option(None, EXCLUDE_HELP, metavar="FILE", exists=())
     in_chans: int = option(3, IN_CHANS_HELP, at_least=1)
     background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
     verify: bool = option(False, "decode every image and list those that cannot be read; any makes the exit code 2")

@@ -3,18 +3,19 @@
 import os
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from t2t_vit.data.config import SOURCES
+from t2t_vit.data.config import SOURCES, DataSettings
+from t2t_vit.data.exclusion import read_excluded, refuse_unknown
 from t2t_vit.data.folders import folder_splits
 from t2t_vit.data.images import ImageSet
 from t2t_vit.data.pixels import RGB, PixelFormat
-from t2t_vit.data.splitting import Split, Splits, given_split, split_by_class
+from t2t_vit.data.splitting import Split, Splits, divided_groups, given_split, split_by_class, without
 from t2t_vit.errors import UserError, abbreviate, closest
 
 SHARDS = "wds/"
@@ -79,6 +80,8 @@ def open_source(
     val_fraction: float = 0.2,
     seed: int = 42,
     format: PixelFormat = RGB,
+    group_by: str | None = None,
+    exclude: str | None = None,
 ) -> Source:
     """The training and validation images of some data, and those to test on where it has some.
 
@@ -89,20 +92,34 @@ def open_source(
         val_fraction: share of each class to split off if there is no val.
         seed: seed of that split.
         format: what the images are read as.
+        group_by: a regular expression that finds in an image's name the group that must stay on one side of that split.
+        exclude: a list of images to leave out, as `read_excluded` takes it.
 
     Raises:
-        UserError: there is no such data, or the classes of train and val differ.
+        UserError: there is no such data, or the classes of train and val differ; or the groups or the list do not fit.
     """
+    excluded = frozenset[str]() if exclude is None else read_excluded(exclude)
     splits = _open(data, data_dir)
+    notes = splits.notes
     if splits.whole is not None:
         class_names, listed = splits.whole.read()
-        _refuse_single_images(listed, class_names, splits.title)
-        train, val, record = split_by_class(listed, val_fraction=val_fraction, seed=seed)
         read = [listed]
+        kept = _without(listed, excluded, class_names, splits.title)
+        _refuse_single_images(kept, class_names, splits.title)
+        train, val, record = split_by_class(
+            kept, class_names=class_names, val_fraction=val_fraction, seed=seed, group_by=group_by
+        )
     else:
         class_names, train, val = _read_given(splits)
-        record, read = given_split(train, val), [train, val]
-    test, notes = None, splits.notes
+        read = [train, val]
+        train, val = (_without(images, excluded, class_names, splits.title) for images in read)
+        record = given_split(train, val)
+        if group_by is not None and (divided := divided_groups(train.names, val.names, group_by)):
+            sentence = f"groups of --group-by with images both to train on and to validate on, {len(divided):,} in all"
+            notes = (*notes, f"{sentence}: {abbreviate(divided)}")
+    if excluded:
+        record["excluded"] = sorted(excluded)
+    test = None
     if splits.test is not None:
         test_names, test = splits.test.read()
         if set(test_names).isdisjoint(class_names):
@@ -112,9 +129,25 @@ def open_source(
             _refuse_other_classes(known, test_names, "training", splits.test)
             test = replace(test, labels=[class_names.index(test_names[label]) for label in test.labels])
             read.append(test)
+            test = without(test, excluded)
+    refuse_unknown(excluded, read, data)
     notes = (*notes, *_name_ignored(read))
+    if excluded:
+        notes = (*notes, f"left out, as --exclude names them: {len(excluded):,}")
     source = Source(data, train, val, class_names=class_names, split=record, test=test, notes=notes)
     return source.in_format(format)
+
+
+def open_configured(settings: DataSettings) -> Source:
+    """`open_source` as the settings of a command say."""
+    return open_source(
+        settings.data,
+        data_dir=settings.data_dir,
+        val_fraction=settings.val_fraction,
+        format=PixelFormat(settings.in_chans, settings.background),
+        group_by=settings.group_by,
+        exclude=settings.exclude,
+    )
 
 
 def absolute_path(data: str) -> str:
@@ -128,6 +161,15 @@ def absolute_path(data: str) -> str:
 def _name_of(data: str) -> str:
     """What `SOURCES` knows the data by, if it does."""
     return "".join(data.partition("/")[:2])
+
+
+def _without(images: ImageSet, excluded: Collection[str], class_names: Sequence[str], title: str) -> ImageSet:
+    """The images but those to leave out, of which each class must have some."""
+    kept = without(images, excluded)
+    emptied = [class_names[label] for label in sorted({*images.labels} - {*kept.labels})]
+    if emptied:
+        raise UserError(f"--exclude leaves no image of {abbreviate(emptied)} in {title}: shorten the list.")
+    return kept
 
 
 def _read_given(splits: Splits) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
@@ -173,17 +215,24 @@ def open_evaluation(
         UserError: as `open_source`.
     """
     splits = _open(data, data_dir)
+    known = trained_split or {}
     given = splits.val or splits.test
     if given is not None:
         class_names, images = given.read()
-        return Evaluation(images, class_names, given.title)
+        kept = without(images, set(known.get("excluded", ())))
+        left_out = f", without {len(images) - len(kept)} that training excluded" if len(kept) < len(images) else ""
+        return Evaluation(kept, class_names, f"{given.title}{left_out}")
     assert splits.whole is not None
     class_names, images = splits.whole.read()
-    known = trained_split or {}
-    settings = {key: known[key] for key in ("val_fraction", "seed") if key in known}
+    settings = {key: known[key] for key in ("val_fraction", "seed", "group_by") if key in known}
     if settings:
-        _, val, split = split_by_class(images, **settings)
-        if split == trained_split:
+        excluded = {"excluded": known["excluded"]} if "excluded" in known else {}
+        kept = without(images, set(excluded.get("excluded", ())))
+        try:
+            _, val, split = split_by_class(kept, class_names=class_names, **settings)
+        except UserError:  # other images, whose groups cannot be split so
+            split = {}
+        if {**split, **excluded} == trained_split:
             return Evaluation(val, class_names, f"validation part of {splits.title}, as split for training")
     if splits.always_split:
         return Evaluation(open_source(data).val, class_names, f"validation part of {splits.title}")

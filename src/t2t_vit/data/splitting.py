@@ -1,15 +1,21 @@
-"""Train and validation splits: the data's own, or one that is split off by class."""
+"""Train and validation splits: the data's own, or one that is split off by class, in groups where there are some."""
 
 import hashlib
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from t2t_vit.data.images import ImageSet
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, abbreviate
+
+NUM_TRIED = 50
+"""Orders of the groups that are tried for a split whose sizes are near to what is wanted."""
+NEAR = 0.01
+"""Deviation from the wanted share of the classes at which no other order is tried."""
 
 
 @dataclass(frozen=True)
@@ -45,37 +51,143 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
-def split_by_class(images: ImageSet, *, val_fraction: float, seed: int) -> tuple[ImageSet, ImageSet, dict[str, Any]]:
+def split_by_class(
+    images: ImageSet, *, class_names: Sequence[str], val_fraction: float, seed: int, group_by: str | None = None
+) -> tuple[ImageSet, ImageSet, dict[str, Any]]:
     """Splits images for training and validation, in the same proportion for each class and with each class in both.
 
     A hash of its name ranks an image in its class, so that neither the order of files on disk nor a library's random
-    numbers matter.
+    numbers matter. With groups, the proportion is as near as groups allow that are not divided.
 
     Args:
         images: at least two of each class.
+        class_names: label to name.
         val_fraction: the share for validation.
+        group_by: what `groups_of` takes; None for images that are a group each.
 
     Returns:
         The images for training, those for validation, and a record of the split like `given_split`'s.
 
     Raises:
-        UserError: the fraction is not between 0 and 1.
+        UserError: the fraction is not between 0 and 1, or the groups cannot be shared among both sides.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"Expected a validation fraction between 0 and 1, got {val_fraction}.")
+    record = {"kind": "stratified", "val_fraction": val_fraction, "seed": seed}
+    if group_by is None:
+        is_val = _choose_images(images, val_fraction, seed)
+    else:
+        record["group_by"] = group_by
+        is_val = _choose_groups(images, groups_of(images.names, group_by), class_names, val_fraction, seed)
+    train, val = (images.subset(np.flatnonzero(side).tolist()) for side in (~is_val, is_val))
+    return train, val, {**record, **_fingerprint(train, val)}
+
+
+def groups_of(names: Sequence[str], group_by: str) -> list[str]:
+    """The group of each image: what the first parenthesis of a regular expression finds in its name, or all it finds.
+
+    An image in whose name nothing is found is a group of its own.
+
+    Raises:
+        UserError: it is no regular expression, or it finds nothing, or the same in all names.
+    """
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise UserError(f"--group-by must be a regular expression, got {group_by!r}: {error}.") from None
+    found = [pattern.search(name) for name in names]
+    if not any(found):
+        raise UserError(
+            f"--group-by {group_by!r} finds nothing in the names of the images, such as {abbreviate(names, limit=2)}. "
+            "Give a regular expression that finds the group in them, such as 'patient[0-9]+'."
+        )
+    groups = [
+        name if match is None else match[0 if match.re.groups == 0 or match[1] is None else 1]
+        for name, match in zip(names, found, strict=True)
+    ]
+    if len(set(groups)) == 1:
+        raise UserError(
+            f"--group-by {group_by!r} puts all images into one group, {groups[0]!r}, which cannot be divided. "
+            "Give a regular expression that finds what differs between groups."
+        )
+    return groups
+
+
+def divided_groups(train: Iterable[str], val: Iterable[str], group_by: str) -> list[str]:
+    """The groups that have images on both sides of a split, by the names of the images on each."""
+    train, val = list(train), list(val)
+    groups = groups_of([*train, *val], group_by)
+    return sorted(set(groups[: len(train)]) & set(groups[len(train) :]))
+
+
+def _choose_images(images: ImageSet, val_fraction: float, seed: int) -> np.ndarray:
+    """Whether each image is for validation."""
     counts = np.bincount(images.labels)
     exact = counts * val_fraction
     quota = np.floor(exact).astype(int)
     rest = math.ceil(exact.sum()) - int(quota.sum())
     quota[np.argsort(quota - exact, kind="stable")[:rest]] += 1  # the largest remainders make the total exact
     quota = np.clip(quota, 1, counts - 1)
-    rows: dict[bool, list[int]] = {False: [], True: []}  # whether they are for validation
-    for row in sorted(range(len(images)), key=lambda row: hashlib.sha1(_bytes(f"{seed} {images.names[row]}")).digest()):
+    is_val = np.zeros(len(images), bool)
+    for row in sorted(range(len(images)), key=lambda row: _rank(f"{seed} {images.names[row]}")):
         label = images.labels[row]
-        rows[bool(quota[label] > 0)].append(row)
+        is_val[row] = quota[label] > 0
         quota[label] -= 1
-    train, val = (images.subset(sorted(side)) for side in rows.values())
-    return train, val, {"kind": "stratified", "val_fraction": val_fraction, "seed": seed, **_fingerprint(train, val)}
+    return is_val
+
+
+def _choose_groups(
+    images: ImageSet, groups: Sequence[str], class_names: Sequence[str], val_fraction: float, seed: int
+) -> np.ndarray:
+    """Whether each image is for validation, where a group is on one side.
+
+    Each order of the groups gives a split: a group is for validation if that brings the shares of its classes nearer to
+    what is wanted, or a class first gets there. The best of some orders is taken.
+    """
+
+    def deviation(val: np.ndarray) -> float:
+        return float(np.square(val - val_fraction).mean() + (val == 0).sum())
+
+    names = sorted(set(groups))
+    number_of = {name: number for number, name in enumerate(names)}
+    numbers = np.array([number_of[group] for group in groups])
+    counts = np.zeros((len(names), len(class_names)))
+    np.add.at(counts, (numbers, np.asarray(images.labels)), 1)
+    in_one = [class_names[label] for label in np.flatnonzero((counts > 0).sum(axis=0) == 1).tolist()]
+    if in_one:
+        raise UserError(
+            f"--group-by finds one group only in these classes, which cannot be on both sides of the split: "
+            f"{abbreviate(in_one)}. Add images of other groups, remove the classes, or make val/ yourself."
+        )
+    shares = counts / counts.sum(axis=0)
+    best, least = np.zeros(len(names), bool), math.inf
+    for attempt in range(NUM_TRIED):
+        chosen, val = np.zeros(len(names), bool), np.zeros(len(class_names))
+        for group in sorted(range(len(names)), key=lambda group: _rank(f"{seed} {attempt} {names[group]}")):
+            more = val + shares[group]
+            if deviation(more) < deviation(val) and (more < 1 - 1e-9).all():  # each class keeps a group to train on
+                chosen[group], val = True, more
+        if deviation(val) < least:
+            best, least = chosen, deviation(val)
+        if least < NEAR**2:
+            break
+    if least >= 1:
+        raise UserError(
+            f"The {len(names)} groups of --group-by allow no split with each class on both sides: "
+            "give another --val-fraction, add images of other groups, or make val/ yourself."
+        )
+    return best[numbers]
+
+
+def _rank(text: str) -> bytes:
+    return hashlib.sha1(_bytes(text)).digest()
+
+
+def without(images: ImageSet, excluded: Collection[str]) -> ImageSet:
+    """The images but those of these names."""
+    if not excluded:
+        return images
+    return images.subset([row for row, name in enumerate(images.names) if name not in excluded])
 
 
 def given_split(train: ImageSet, val: ImageSet) -> dict[str, Any]:

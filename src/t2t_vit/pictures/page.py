@@ -19,7 +19,7 @@ from t2t_vit.pictures.figures import confusion_svg, curves_svg, draw_accuracies,
 from t2t_vit.pictures.report import Answer, RunSummary
 from t2t_vit.pictures.style import DARK, LIGHT
 from t2t_vit.pictures.verdict import advice, balanced_accuracy, confidence_interval, headline
-from t2t_vit.runtime.console import format_duration
+from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.stopwatch import shares_in_words
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

@@ -52,13 +52,6 @@ class Steps:
         self._progress.update(self._task, advance=by, news=news)
 
 
-def format_duration(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss under an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
 def new_table(*columns: str, num_words: int = 1) -> Table:
     """An empty table; the first `num_words` columns hold words, the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # narrow: all columns fit into 80 characters

@@ -1,6 +1,5 @@
 """The settings of a training run. No torch here: the command line reads this for its help."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,15 @@ from t2t_vit.data.config import (
     BACKGROUND_HELP,
     DATA_DIR_HELP,
     DATA_HELP,
+    EXCLUDE_HELP,
+    GROUP_BY_HELP,
     IN_CHANS_HELP,
     SOURCES,
     VAL_FRACTION_HELP,
 )
 from t2t_vit.errors import UserError
 from t2t_vit.options import URLS, Settings, argument, missing, option, read_settings
+from t2t_vit.runtime.durations import parse_duration
 from t2t_vit.training.recipes import RECIPES, recipe_for
 
 CONFIG_FILE = "config.yaml"
@@ -48,6 +50,8 @@ class TrainConfig(Settings):
     in_chans: int = option(3, IN_CHANS_HELP, at_least=1)
     background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
+    group_by: str | None = option(None, GROUP_BY_HELP, metavar="REGEX")
+    exclude: str | None = option(None, EXCLUDE_HELP, metavar="FILE", exists=())
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     checkpoint: str | None = option(
         None, "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS
@@ -270,18 +274,3 @@ def run_directory(data: str, model: str | None, output: str | None = None) -> st
     """Where a run is kept, by its settings."""
     name = Path(data).resolve().name.removesuffix(".tar")
     return output or (f"runs/{name}-{model}" if model else f"runs/{name}")
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as 90s, 20m, 1h30m; a bare number counts seconds.
-
-    Raises:
-        ValueError: the text is no duration, or none above zero.
-    """
-    number = r"(\d+(?:\.\d+)?)"
-    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower())
-    parts = zip(found.groups(), (3600, 60, 1), strict=True) if found else ()
-    seconds = sum(float(count) * unit for count, unit in parts if count)
-    if seconds <= 0:
-        raise ValueError(f"expected a duration such as 90s, 20m or 1h30m, got {text!r}")
-    return seconds

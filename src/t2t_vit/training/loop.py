@@ -15,7 +15,7 @@ from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.pictures.report import Best
-from t2t_vit.runtime.console import format_duration
+from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.hardware import peak_bytes
 from t2t_vit.runtime.stopwatch import shares_in_words
 from t2t_vit.training.progress import judge

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from t2t_vit.data.loading import Batch
-from t2t_vit.runtime.console import format_duration
-from t2t_vit.training.config import TrainConfig, parse_duration
+from t2t_vit.runtime.durations import format_duration, parse_duration
+from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.learner import Learner
 
 PASSES, FEWEST_STEPS = 100, 600

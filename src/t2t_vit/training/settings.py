@@ -18,7 +18,13 @@ HARMLESS = (
     "log_to",
 )  # fmt: skip
 """Settings that may change when a run is resumed."""
-INDIRECT = {"model": ("model",), "data": ("class_names", "split"), "amp": ("precision",), "amp_dtype": ("precision",)}
+INDIRECT = {
+    "model": ("model",),
+    "data": ("class_names", "split"),
+    "exclude": ("split",),
+    "amp": ("precision",),
+    "amp_dtype": ("precision",),
+}
 """Maps a setting to the entries of a checkpoint that follow from it and are compared instead."""
 
 

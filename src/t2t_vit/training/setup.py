@@ -15,7 +15,7 @@ from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import first_look
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import PixelFormat
-from t2t_vit.data.sources import Source, absolute_path, open_source
+from t2t_vit.data.sources import Source, absolute_path, open_configured
 from t2t_vit.data.statistics import measure_channels
 from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError
@@ -158,7 +158,8 @@ class Run:
         split = self.source.split
         how = ""
         if split["kind"] == "stratified":
-            how = f"{split['val_fraction']:.0%} of each class split off for validation with seed {split['seed']}\n"
+            groups = ", with the groups of --group-by undivided" if "group_by" in split else ""
+            how = f"{split['val_fraction']:.0%} of each class kept for validation, by the names of the files{groups}\n"
         if self.source.train.format.is_array:
             how += "no colour jitter and no --aa: they change colours, not channels\n"
         return (
@@ -189,7 +190,10 @@ def setup(config: TrainConfig) -> Run:
         notes = [machine.ask_main_process(lambda: first_look(source)), *reasons]
     # The name of the directory must not depend on what is chosen now; the data are found from anywhere.
     data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
-    config = replace(config, output=str(directory.path), data=absolute_path(config.data), data_dir=data_dir)
+    exclude = config.exclude and str(Path(config.exclude).expanduser().resolve())
+    config = replace(
+        config, output=str(directory.path), data=absolute_path(config.data), data_dir=data_dir, exclude=exclude
+    )
     on_cpu = machine.device.type == "cpu"
     is_open = config.batch_size is None
     config, reasons = machine.ask_main_process(
@@ -294,14 +298,7 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
 
 
 def _open_source(config: TrainConfig, machine: Machine) -> Source:
-    source = machine.main_process_first(
-        lambda: open_source(
-            config.data,
-            data_dir=config.data_dir,
-            val_fraction=config.val_fraction,
-            format=PixelFormat(config.in_chans, config.background),
-        )
-    )
+    source = machine.main_process_first(lambda: open_configured(config))
     if source.split["kind"] == "given" and "val_fraction" in config.changed:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
     return source

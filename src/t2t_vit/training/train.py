@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.images import ImageSet
 from t2t_vit.data.loading import Batch
-from t2t_vit.data.pixels import PixelFormat
-from t2t_vit.data.sources import open_source
+from t2t_vit.data.sources import open_configured
 from t2t_vit.errors import UserError
 from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.options import configure
 from t2t_vit.pictures.report import RunSummary, write_report
-from t2t_vit.runtime.console import Display, format_duration
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.machine import find_machine, one_of_several
 from t2t_vit.training.checkpointer import read_training_state
@@ -172,8 +172,7 @@ def report_command(config: ReportConfig) -> None:
     settings = configure(TrainConfig, output=config.run, resume=True)
     machine = find_machine(config.device, amp=settings.amp, amp_dtype=settings.amp_dtype)
     display = Display(silent=not machine.is_main_process)
-    pixels = PixelFormat(settings.in_chans, settings.background)
-    source = open_source(settings.data, data_dir=settings.data_dir, val_fraction=settings.val_fraction, format=pixels)
+    source = open_configured(settings)
     predictor = Predictor(directory.best, machine=machine)
 
     def loader_of(images: ImageSet) -> "DataLoader[Batch]":

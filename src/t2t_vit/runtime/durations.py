@@ -1,0 +1,25 @@
+"""Times as a person writes and reads them."""
+
+import re
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as 90s, 20m, 1h30m; a bare number counts seconds.
+
+    Raises:
+        ValueError: the text is no duration, or none above zero.
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower())
+    parts = zip(found.groups(), (3600, 60, 1), strict=True) if found else ()
+    seconds = sum(float(count) * unit for count, unit in parts if count)
+    if seconds <= 0:
+        raise ValueError(f"expected a duration such as 90s, 20m or 1h30m, got {text!r}")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss under an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
