@@ -3,6 +3,7 @@
 So `t2t-vit --help` imports no torch, and `t2t-vit train --help` only the module of its config.
 """
 
+import io
 import os
 import pkgutil
 import sys
@@ -69,7 +70,7 @@ COMMANDS = {
     ),
     "data": Command(
         "t2t_vit.data.config:DataConfig",
-        "t2t_vit.data.check:data_command",
+        "t2t_vit.pictures.inspection:data_command",
         "look at labelled images before training",
         "data digits --verify",
     ),
@@ -104,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after `t2t-vit`; by default those of this process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be valid text
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # here a broken pipe is caught; when Python shuts down it is not

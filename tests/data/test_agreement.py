@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
-from t2t_vit.data.agreement import Answers, check_agreement, tiny_copy
+from t2t_vit.data.agreement import Answers, check_agreement
+from t2t_vit.data.looks import Looks
 from t2t_vit.data.sources import open_source
 
 
 def copies_of(images):
-    return np.array([tiny_copy(images.load(i)) for i in range(len(images))]), np.array(images.labels)
+    looks = Looks(images)
+    looks.add(range(len(images)))
+    return np.array([look.tiny for _, look in sorted(looks.seen.items())]), np.array(images.labels)
 
 
 @pytest.fixture(scope="module")

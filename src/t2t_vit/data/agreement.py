@@ -7,10 +7,6 @@ training images that it has not seen, it should find those of validation images 
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
-from torch.nn.functional import adaptive_avg_pool2d
-
-from t2t_vit.data.pixels import Picture
 
 NUM_FOLDS = 4
 MIN_VAL = 10
@@ -43,13 +39,6 @@ class Agreement:
             f"a linear classifier of tiny copies finds {self.train_percent:.0f} % of held-out training images, "
             f"{self.val_percent:.0f} % of validation images; guessing finds {self.chance_percent:.0f} %{unclear}"
         )
-
-
-def tiny_copy(image: Picture) -> np.ndarray:
-    """An image as the classifier sees it: 16 x 16 pixels of each channel, (256 C,), from 0 to 255."""
-    if not isinstance(image, Image.Image):
-        return 255 * adaptive_avg_pool2d(image, 16).numpy().reshape(-1)
-    return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).reshape(-1)
 
 
 def check_agreement(

@@ -1,68 +1,65 @@
 """Looks at data before training: a first look when training starts, and the report of `t2t-vit data`."""
 
-import json
-import math
 import shlex
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from t2t_vit.data.agreement import Agreement, check_agreement, tiny_copy
-from t2t_vit.data.config import DataConfig
-from t2t_vit.data.crops import Box
+from t2t_vit.data.agreement import Agreement, check_agreement
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.loading import DrawnImages, EvaluationBatches, make_loader
-from t2t_vit.data.pixels import Picture, to_picture
-from t2t_vit.data.sources import Source, open_configured
+from t2t_vit.data.looks import Looks
+from t2t_vit.data.pixels import Picture
+from t2t_vit.data.sources import Source
 from t2t_vit.data.statistics import spread
+from t2t_vit.data.suspects import Suspects, find_suspects
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.console import Display
 
 NUM_FIRST = 8  # images of each split that training tries at its start
-# The report's images: NUM_SPREAD over each whole split, the others shared among the classes that are compared.
-NUM_SPREAD = 200
+# Images on which the labels of both splits are compared, shared among so many classes; they are looked at first.
 MAX_CLASSES, NUM_TRAIN, NUM_VAL = 20, 1280, 640
-NUM_THREADS = 8
-LARGE_PIXELS = 10_000_000
+LOOK_S = 60.0
 IMBALANCED = 10  # times as many training images of one class as of another
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a sample of the data is like; `str` makes it the report of `t2t-vit data`.
+    """What the data is like; `str` makes it the report of `t2t-vit data`.
 
     Attributes:
         name: the data, as the user wrote it.
         counts: class name to the numbers of its training and validation images.
         num_test: number of images to test on after training.
         notes: a sentence for each thing in the data that is left out.
-        num_sampled: number of images tried.
+        num_images: number of images in all parts.
+        num_tried: number of those that were looked at: all, if there was time.
         unreadable: those that cannot be read, and why.
         mean_size: mean height and width of the readable ones in pixels.
         largest: name, height and width of the largest one.
         of_one_colour: names of those whose pixels are all the same.
         agreement: whether the labels of both splits agree; None if there are too few images to tell.
+        suspects: images that look wrong; None if they were not looked for.
     """
 
     name: str
     counts: dict[str, tuple[int, int]]
     num_test: int
     notes: tuple[str, ...]
-    num_sampled: int
+    num_images: int
+    num_tried: int
     unreadable: list[UnreadableImage]
     mean_size: tuple[float, float]
     largest: tuple[str, int, int]
     of_one_colour: list[str]
     agreement: Agreement | None
+    suspects: Suspects | None
 
     @property
     def warnings(self) -> list[str]:
@@ -80,10 +77,11 @@ class DataReport:
                 "a network may never name the rare classes. Look at the accuracy of each class in the report."
             )
         if self.unreadable:
-            sentences.append(_describe_unreadable(self.unreadable, self.num_sampled, "images", self.name))
+            rest = "" if self.num_tried == self.num_images else f" {_advice(self.name)}"
+            sentences.append(_describe_unreadable(self.unreadable, self.num_tried, "images", self.name) + rest)
         if self.of_one_colour:
             sentences.append(
-                f"{len(self.of_one_colour)} of {self.num_sampled} sampled images have one colour all over: "
+                f"{len(self.of_one_colour)} of {self.num_tried:,} images have one colour all over: "
                 f"{abbreviate(self.of_one_colour)}."
             )
         if self.agreement and self.agreement.verdict == "unrelated":
@@ -113,13 +111,16 @@ class DataReport:
         return "\n".join([heading, f"classes: {shares}", *(f"note: {note}" for note in self.notes)])
 
     def describe_images(self) -> str:
-        """What a sample of the images is like, and warnings."""
+        """What the images are like, and warnings."""
         (height, width), (largest, *largest_size) = self.mean_size, self.largest
+        all_of_them = "all" if self.num_tried == self.num_images else f"{self.num_tried:,} of"
+        in_time = "" if self.num_tried == self.num_images else " (--max-time looks at more)"
         lines = [
-            f"images: {self.num_sampled:,} sampled, {len(self.unreadable)} unreadable, "
+            f"images: {all_of_them} {self.num_images:,} looked at{in_time}, {len(self.unreadable)} unreadable, "
             f"{height:.0f} x {width:.0f} pixels on average",
             f"largest: {largest}, {largest_size[0]:,} x {largest_size[1]:,} pixels",
             f"labels: {self.agreement or 'too few images to compare those of training and validation'}",
+            *([] if self.suspects is None else [f"suspects: {self.suspects}"]),
             *(f"warning: {sentence}" for sentence in self.warnings),
         ]
         return "\n".join(lines)
@@ -132,8 +133,9 @@ class DataReport:
         return {
             "data": self.name,
             "classes": {name: {"train": train, "val": val} for name, (train, val) in self.counts.items()},
-            "sampled": self.num_sampled,
-            "sampled_unreadable": [str(error) for error in self.unreadable],
+            "images": self.num_images,
+            "looked_at": self.num_tried,
+            "looked_at_unreadable": [str(error) for error in self.unreadable],
             "mean_height_px": self.mean_size[0],
             "mean_width_px": self.mean_size[1],
             "largest": dict(zip(("image", "height_px", "width_px"), self.largest, strict=True)),
@@ -141,6 +143,7 @@ class DataReport:
             "test": self.num_test,
             "notes": list(self.notes),
             "labels": None if self.agreement is None else asdict(self.agreement),
+            "suspects": [suspect._asdict() for suspect in self.suspects.found] if self.suspects else [],
             "warnings": self.warnings,
         }
 
@@ -153,59 +156,62 @@ def first_look(source: Source) -> str:
     Raises:
         UserError: most of these images cannot be read.
     """
-    train, val = (_decode(images, spread(len(images), NUM_FIRST)) for images in (source.train, source.val))
-    for split, look in (("training", train), ("validation", val)):
+    looks = {part: Looks(images) for part, images in _parts(source).items() if part != "test"}
+    for part, look in looks.items():
+        look.add(spread(len(look.images), NUM_FIRST))
         if len(look.unreadable) > len(look.seen):  # what is left is hardly the data that was meant
-            num_tried = len(look.unreadable) + len(look.seen)
-            raise UserError(_describe_unreadable(look.unreadable, num_tried, f"{split} images", source.name))
-    report = _summarize(source, train, val)
+            unreadable = [error for _, error in sorted(look.unreadable.items())]
+            what = {"train": "training", "val": "validation"}[part]
+            told = _describe_unreadable(unreadable, len(look.rows), f"sampled {what} images", source.name)
+            raise UserError(f"{told} {_advice(source.name)}")
+    report = summarize(source, looks)
     warnings = [f"warning: {sentence}" for sentence in report.warnings]
     return "\n".join([report.describe_classes(), *warnings, f"`{_command(source)}` checks more"])
 
 
-def inspect_data(source: Source, *, limit_s: float = 20.0, display: Display | None = None) -> DataReport:
-    """Decodes a sample of the images and compares the labels of the two splits.
-
-    The sample is the same each time, unless decoding takes longer than `limit_s`.
+def inspect_data(source: Source, *, limit_s: float = LOOK_S, display: Display | None = None) -> DataReport:
+    """Looks at all images, compares the labels of the two splits, and finds the images that look wrong.
 
     Raises:
-        UserError: no image of the sample can be read.
+        UserError: no image can be read.
     """
-    compared = np.flatnonzero(np.minimum(*_count_labels(source)))
-    compared = compared[spread(len(compared), MAX_CLASSES)]
-    rows = _sample(source.train, compared, NUM_TRAIN), _sample(source.val, compared, NUM_VAL)
-    with (display or Display(silent=True)).steps("decoding a sample", len(rows[0]) + len(rows[1])) as steps:
-        train = _decode(source.train, rows[0], limit_s / 2, steps.advance)
-        val = _decode(source.val, rows[1], limit_s / 2, steps.advance)
-    if not train.seen and not val.seen:
-        unreadable = train.unreadable + val.unreadable
+    looks = look_at(source, limit_s=limit_s, display=display)
+    train, val = looks["train"], looks["val"]
+    compared = _compared_classes(source)
+    agreement = check_agreement(*_tiny_copies(train, compared, NUM_TRAIN), *_tiny_copies(val, compared, NUM_VAL))
+    return summarize(source, looks, agreement, find_suspects(looks, source.class_names))
+
+
+def look_at(source: Source, *, limit_s: float, display: Display | None = None) -> dict[str, Looks]:
+    """Looks at the images of each part for so long at most, first at those whose labels are compared.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    parts = {part: Looks(images) for part, images in _parts(source).items()}
+    compared = _compared_classes(source)
+    began_s = time.monotonic()
+    total = sum(len(look.images) for look in parts.values())
+    with (display or Display(silent=True)).steps("looking at images", total) as steps:
+        for place, (part, count) in enumerate((("train", NUM_TRAIN), ("val", NUM_VAL)), start=1):
+            first = _sample(parts[part].images, compared, count)
+            parts[part].add(first, until_s=began_s + place / 3 * limit_s, advance=steps.advance)
+        rest = {part: sorted({*range(len(look.images))} - look.rows) for part, look in parts.items()}
+        still = sum(map(len, rest.values()))
+        for part, rows in rest.items():  # a share of the time that is left, by the number of images
+            left_s = began_s + limit_s - time.monotonic()
+            until_s = time.monotonic() + left_s * len(rows) / max(still, 1)
+            parts[part].add(rows, until_s=until_s, advance=steps.advance)
+            still -= len(rows)
+    if not any(look.seen for look in parts.values()):
+        unreadable = [error for look in parts.values() for error in look.unreadable.values()]
         raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {_with_reasons(unreadable)}.")
-    return _summarize(source, train, val, check_agreement(*train.of_classes(compared), *val.of_classes(compared)))
+    return parts
 
 
-def data_command(config: DataConfig) -> int:
-    """`t2t-vit data`: prints the report or, with --verify, every unreadable image.
-
-    Returns:
-        The exit code: 2 if --verify finds unreadable images, else 0.
-    """
-    if config.workers is not None and not config.verify:
-        raise UserError("--workers decodes for --verify, and has no effect without it: leave it out.")
-    source = open_configured(config)
-    if not config.json:
-        nothing = _Look([], [])
-        print(_summarize(source, nothing, nothing).describe_classes(), flush=True)  # decoding may take long
-    report = inspect_data(source, display=Display(stderr=True))
-    if not config.json:
-        print(report.describe_images(), flush=True)
-    unreadable = verify(source, workers=config.workers) if config.verify else []
-    if config.json:
-        content = report.to_json() | ({"unreadable": unreadable} if config.verify else {})
-        print(json.dumps(content, indent=2, ensure_ascii=False))
-    elif config.verify:
-        total = len(source.train) + len(source.val)
-        print(*unreadable, f"{len(unreadable):,} of {total:,} images cannot be read.", sep="\n")
-    return 2 if unreadable else 0
+def _parts(source: Source) -> dict[str, ImageSet]:
+    parts = {"train": source.train, "val": source.val}
+    return parts if source.test is None else {**parts, "test": source.test}
 
 
 def verify(source: Source, *, workers: int | None = None) -> list[str]:
@@ -229,99 +235,30 @@ def _to_nothing(image: Picture) -> Tensor:
     return torch.empty(3, 0, 0)  # decoding it was all that is needed
 
 
-class _Seen(NamedTuple):
-    """What one image looks like: `tiny_copy` of it, (D,), its size, and whether its pixels are all the same."""
-
-    name: str
-    label: int
-    height: int
-    width: int
-    copy: np.ndarray
-    is_of_one_colour: bool
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What decoding some images of a split showed.
-
-    Attributes:
-        seen: those that can be read.
-        unreadable: the others, and why they are.
-    """
-
-    seen: list[_Seen]
-    unreadable: list[UnreadableImage]
-
-    def of_classes(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies, (N, D), and labels, (N,), of the images of these classes."""
-        chosen = [one for one in self.seen if one.label in classes]
-        copies = np.array([one.copy for one in chosen])
-        return copies, np.array([one.label for one in chosen], int)
-
-
-class _Glance:
-    """A crop that takes the whole image, and has a JPEG decoded to little more than a tiny copy needs."""
-
-    def choose(self, width: int, height: int) -> Box:
-        self.height, self.width = height, width
-        return Box(0, 0, width, height)
-
-    def reduction(self, box: Box) -> int:
-        return max(1, min(box.right, box.bottom) // 64)
-
-    def resize(self, pixels: np.ndarray) -> Picture:
-        self.is_of_one_colour = bool((pixels.min(axis=(0, 1)) == pixels.max(axis=(0, 1))).all())
-        every = math.ceil((pixels.shape[0] * pixels.shape[1] / LARGE_PIXELS) ** 0.5)
-        return to_picture(np.ascontiguousarray(pixels[::every, ::every]))
-
-
-def _decode(
-    images: ImageSet, rows: Sequence[int], limit_s: float = float("inf"), advance: Callable[[], None] = lambda: None
-) -> _Look:
-    """Looks at these images, in order; if time runs out, at a fair sample of them."""
-    deadline = time.monotonic() + limit_s
-    one_at_a_time = threading.Lock()
-
-    def decode(row: int) -> _Seen | UnreadableImage | None:
-        if time.monotonic() > deadline:
-            return None
-        glance = _Glance()
-        try:
-            # Each takes up to a gigabyte while it is decoded.
-            is_large = images.read_shape is not None and math.prod(images.read_shape(row)[:2]) > LARGE_PIXELS
-            with one_at_a_time if is_large else nullcontext():
-                if time.monotonic() > deadline:
-                    return None
-                copy = tiny_copy(images.load(row, glance))
-        except UnreadableImage as error:
-            return error
-        finally:
-            advance()
-        name, label = images.names[row], images.labels[row]
-        return _Seen(name, label, glance.height, glance.width, copy, glance.is_of_one_colour)
-
-    order = np.random.default_rng(0).permutation(rows).tolist()
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = [one for _, one in sorted(zip(order, pool.map(decode, order), strict=True), key=lambda pair: pair[0])]
-    unreadable = [one for one in found if isinstance(one, UnreadableImage)]
-    return _Look([one for one in found if isinstance(one, _Seen)], unreadable)
-
-
-def _summarize(source: Source, train: _Look, val: _Look, agreement: Agreement | None = None) -> DataReport:
+def summarize(
+    source: Source,
+    looks: Mapping[str, Looks],
+    agreement: Agreement | None = None,
+    suspects: Suspects | None = None,
+) -> DataReport:
+    """The report of what is known by now."""
     counts = zip(*(counts.tolist() for counts in _count_labels(source)), strict=True)
-    seen, unreadable = train.seen + val.seen, train.unreadable + val.unreadable
+    seen = [look for of_part in looks.values() for _, look in sorted(of_part.seen.items())]
+    unreadable = [error for of_part in looks.values() for _, error in sorted(of_part.unreadable.items())]
     largest = max(seen, key=lambda one: one.height * one.width, default=None)
     return DataReport(
         name=source.name,
         counts=dict(zip(source.class_names, counts, strict=True)),
         num_test=len(source.test or ()),
         notes=source.notes,
-        num_sampled=len(seen) + len(unreadable),
+        num_images=sum(len(images) for images in _parts(source).values()),
+        num_tried=len(seen) + len(unreadable),
         unreadable=unreadable,
         mean_size=(fmean(one.height for one in seen), fmean(one.width for one in seen)) if seen else (0.0, 0.0),
         largest=(largest.name, largest.height, largest.width) if largest else ("", 0, 0),
-        of_one_colour=[one.name for one in seen if one.is_of_one_colour],
+        of_one_colour=[one.name for one in seen if one.is_blank],
         agreement=agreement,
+        suspects=suspects,
     )
 
 
@@ -330,14 +267,23 @@ def _count_labels(source: Source) -> list[np.ndarray]:
     return [np.bincount(images.labels, minlength=len(source.class_names)) for images in (source.train, source.val)]
 
 
+def _compared_classes(source: Source) -> np.ndarray:
+    """The classes whose labels are compared between both splits."""
+    classes = np.flatnonzero(np.minimum(*_count_labels(source)))
+    return classes[spread(len(classes), MAX_CLASSES)]
+
+
 def _sample(images: ImageSet, classes: np.ndarray, num_images: int) -> list[int]:
-    """Rows spread over the whole split, and for each of these classes its share of `num_images`; in order."""
+    """Rows of these classes, for each its share of `num_images`; in order."""
     labels = np.asarray(images.labels)
-    rows = set(spread(len(labels), NUM_SPREAD))
-    for label in classes:
-        of_class = np.flatnonzero(labels == label)
-        rows |= set(of_class[spread(len(of_class), num_images // len(classes))].tolist())
-    return sorted(rows)
+    rows = [np.flatnonzero(labels == label) for label in classes]
+    return sorted(row for own in rows for row in own[spread(len(own), num_images // len(classes))].tolist())
+
+
+def _tiny_copies(looks: Looks, classes: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tiny copies, (N, D), and labels, (N,), of the images that `_sample` chooses and that can be read."""
+    chosen = [looks.seen[row] for row in _sample(looks.images, classes, num_images) if row in looks.seen]
+    return np.array([look.tiny for look in chosen]), np.array([look.label for look in chosen], int)
 
 
 def _command(source: Source) -> str:
@@ -354,7 +300,8 @@ def _with_reasons(errors: Sequence[UnreadableImage]) -> str:
 
 
 def _describe_unreadable(errors: Sequence[UnreadableImage], num_tried: int, what: str, data: str) -> str:
-    return (
-        f"{len(errors)} of {num_tried} sampled {what} of {data} cannot be read: {_with_reasons(errors)}. "
-        f"`t2t-vit data {shlex.quote(data)} --verify` finds them all."
-    )
+    return f"{len(errors)} of {num_tried:,} {what} of {data} cannot be read: {_with_reasons(errors)}."
+
+
+def _advice(data: str) -> str:
+    return f"`t2t-vit data {shlex.quote(data)} --verify` finds them all."

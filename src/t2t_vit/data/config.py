@@ -1,9 +1,11 @@
 """Settings of the commands that look after data."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from t2t_vit.options import Settings, argument, option
+from t2t_vit.runtime.durations import wrong_duration
 
 SOURCES = {
     "digits": "t2t_vit.data.digits:digits_splits",
@@ -62,7 +64,7 @@ class PrepareImagenetConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
-    """Look at labelled images before training: classes, sizes, whether they can be read and their labels agree."""
+    """Look at labelled images before training: classes, sizes, whether labels agree, and which images look wrong."""
 
     data: str = argument("what to train on, as for train", exists=SOURCES)
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
@@ -71,8 +73,14 @@ class DataConfig(Settings):
     exclude: str | None = option(None, EXCLUDE_HELP, metavar="FILE", exists=())
     in_chans: int = option(3, IN_CHANS_HELP, at_least=1)
     background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
+    max_time: str = option("60s", "time to look at images for; what follows takes a minute at most", metavar="TIME")
+    output: str | None = option(None, "folder for suspects.csv and its page; by default runs/DATA-data", metavar="DIR")
     verify: bool = option(False, "decode every image and list those that cannot be read; any makes the exit code 2")
     workers: int | None = option(
         None, "processes that decode; by default one a core", short="j", at_least=0, needs="verify"
     )
     json: bool = option(False, "print JSON instead of the report")
+
+    def contradictions(self) -> Iterable[str]:
+        """A time limit that is none."""
+        yield from wrong_duration("--max-time", self.max_time)

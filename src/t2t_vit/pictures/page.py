@@ -1,48 +1,32 @@
 """The report of a run as one HTML file that needs no network, no script and no other file."""
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, ImageOps
 
-import t2t_vit
-from t2t_vit.data.images import UnreadableImage
-from t2t_vit.data.pixels import as_seen
 from t2t_vit.pictures.figures import confusion_svg, curves_svg, draw_accuracies, draw_losses
+from t2t_vit.pictures.html import readable, render, thumbnail
 from t2t_vit.pictures.report import Answer, RunSummary
-from t2t_vit.pictures.style import DARK, LIGHT
 from t2t_vit.pictures.verdict import advice, balanced_accuracy, confidence_interval, headline
 from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.stopwatch import shares_in_words
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
 NUM_MISTAKES, NUM_PAIRS, NUM_EXTREMES = 24, 10, 20
-THUMBNAIL_PX = 144
 IMBALANCED = 1.5  # times as many images of one class as of another
 
 
 def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """Returns the report as HTML."""
-    content: dict[str, Any] = {"summary": summary, "num_predictions": len(predictions), "light": LIGHT, "dark": DARK}
-    content |= {"tiles": _tiles(summary, predictions), "charts": _charts(summary), "version": t2t_vit.__version__}
+    content: dict[str, Any] = {"summary": summary, "title": summary.title, "num_predictions": len(predictions)}
+    content |= {"tiles": _tiles(summary, predictions), "charts": _charts(summary)}
     if predictions:
         content |= {"headline": headline(summary, predictions), "advice": advice(summary, predictions)}
         content |= _mistakes(summary, predictions) | _confusions(summary, predictions) | _classes(summary, predictions)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return _readable(environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content))
-
-
-def _readable(text: str) -> str:
-    """The text, with a question mark for each byte of a file name that UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return render("report.html.j2", **content)
 
 
 def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str, str, str]]:
@@ -97,18 +81,9 @@ def _mistakes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, A
 
 def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
     """An image with its prediction and its label; None if the image can no longer be read."""
-    try:
-        image = as_seen(summary.images.load(prediction.image_index))
-    except UnreadableImage:
-        return None
-    small = 2 * max(image.size) < THUMBNAIL_PX
-    kind, file = "png" if small else "jpeg", io.BytesIO()
-    if max(image.size) > THUMBNAIL_PX:
-        image = ImageOps.contain(image, (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
-    image.save(file, kind, quality=85)
-    return {
-        "source": f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}",
-        "small": small,
+    shown = thumbnail(summary.images, prediction.image_index)
+    return shown and {
+        **shown._asdict(),
         "name": summary.images.names[prediction.image_index],
         "predicted": summary.class_names[prediction.predicted],
         "label": summary.class_names[prediction.label],
@@ -125,7 +100,7 @@ def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str,
     if len(names) <= MAX_CLASSES:
         labels = [prediction.label for prediction in predictions]
         predicted = [prediction.predicted for prediction in predictions]
-        matrix = confusion_svg(labels, predicted, [_readable(name) for name in names])
+        matrix = confusion_svg(labels, predicted, [readable(name) for name in names])
     return {"matrix": matrix, "pairs": pairs}
 
 

@@ -1,6 +1,7 @@
 """Times as a person writes and reads them."""
 
 import re
+from collections.abc import Iterator
 
 
 def parse_duration(text: str) -> float:
@@ -16,6 +17,14 @@ def parse_duration(text: str) -> float:
     if seconds <= 0:
         raise ValueError(f"expected a duration such as 90s, 20m or 1h30m, got {text!r}")
     return seconds
+
+
+def wrong_duration(flag: str, text: str | None) -> Iterator[str]:
+    """A sentence on the value of a flag that is no duration; nothing for one that is, or for None."""
+    try:
+        text is not None and parse_duration(text)
+    except ValueError as error:
+        yield f"{flag}: {error}."
 
 
 def format_duration(seconds: float) -> str:

@@ -48,7 +48,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     """Writes text as a `whole_file`."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "surrogateescape"))  # file names need not be valid text
 
 
 def write_csv(path: Path, rows: Sequence[Any]) -> None:
