@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections import Counter
 from functools import partial
 from itertools import chain
 
@@ -243,3 +244,32 @@ def test_default_workers(monkeypatch, cores, processes, workers):
     if processes:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert default_workers() == workers
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_balanced_batches_draw_all_classes_equally_often(repeats):
+    labels = [0] * 84 + [1] * 12 + [2] * 4
+    batches = EpochBatches(100, batch_size=100, repeats=repeats, labels=labels)
+    batches.set_steps(0, 6)
+    drawn = Counter()
+    for batch in batches:
+        rows = [draw.image_index for draw in batch]
+        counts = Counter(labels[row] for row in rows)
+        if repeats == 1:
+            assert sorted(counts.values()) == [33, 33, 34]
+            assert {Counter(rows)[row] for row in range(84, 96)} <= {2, 3}
+            assert {Counter(rows)[row] for row in range(96, 100)} <= {8, 9}
+        drawn.update(rows)
+    assert len(drawn) > (90 if repeats == 1 else 50)  # those of the frequent class take turns
+    again = EpochBatches(100, batch_size=100, repeats=repeats, labels=labels)
+    again.set_steps(3, 4)
+    batches.set_steps(3, 4)
+    assert list(again) == list(batches)
+
+
+def test_processes_share_balanced_batches():
+    labels = [0] * 30 + [1] * 6
+    alone = list(EpochBatches(36, batch_size=12, labels=labels))
+    shares = [list(EpochBatches(36, batch_size=12, labels=labels, rank=rank, world_size=3)) for rank in range(3)]
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert sorted(draw for part in parts for draw in part) == sorted(batch)

@@ -32,7 +32,7 @@ def images_of(labels, *, size=(40, 30), names=None, unreadable=()):
     return ImageSet(names or [f"val/{index}.png" for index in range(len(labels))], labels, load)
 
 
-BEST = Best(20, 1, "averaged weights", 89.0, 8)
+BEST = Best(20, 1, "averaged weights", 89.0, 8, 89.0)
 
 
 def page_of(labels, predicted, *, class_names=None, probabilities=None, test=None, **images):

@@ -19,7 +19,7 @@ from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.train import run_training
 
-BEST = Best(1, 0, "last weights", 50.0, 4)
+BEST = Best(1, 0, "last weights", 50.0, 4, 50.0)
 
 
 def cells_of(page):

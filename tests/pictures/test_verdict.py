@@ -11,7 +11,7 @@ FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
 
 def summary_of(val_losses=(0.5, 0.5), test=None, epoch=99):
     metrics = [{"step": 10 * row + 10, "epoch": epoch, "val_loss": loss} for row, loss in enumerate(val_losses)]
-    best = Best(10, 0, "last weights", 50.0, 4)
+    best = Best(10, 0, "last weights", 50.0, 4, 50.0)
     return RunSummary("title", "about", metrics, best, images=None, class_names=["cat", "dog", "owl"], test=test)
 
 

@@ -17,8 +17,9 @@ from timm.task import ClassificationTask
 from t2t_vit.cli import main
 from t2t_vit.data.loading import DrawnImages
 from t2t_vit.errors import UserError
+from t2t_vit.inference.evaluate import Accuracy
 from t2t_vit.runtime import machine, stopwatch
-from t2t_vit.training import learner
+from t2t_vit.training import learner, loop
 from t2t_vit.training.checkpointer import Checkpointer, read_training_state
 from t2t_vit.training.interruption import Interruption
 from t2t_vit.training.learner import Learner
@@ -42,11 +43,15 @@ def test_a_run_leaves_what_it_promises(tiny_config):
     assert [row["epoch"] for row in rows] == [0, 1]
     assert set(rows[0]) == {
         "epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_images", "ema_top1",
+        "val_balanced", "val_recalls", "ema_balanced", "ema_recalls",
         "images_per_second", "data_wait_percent", "device_wait_percent", "memory_gb", "elapsed_s",
     }  # fmt: skip
     assert rows == result.metrics
     with (run / "summary.csv").open() as file:
-        assert [float(row["val_top1"]) for row in csv.DictReader(file)] == [row["val_top1"] for row in rows]
+        table = list(csv.DictReader(file))
+    assert [float(row["val_top1"]) for row in table] == [row["val_top1"] for row in rows]
+    assert "val_recalls" not in table[0]
+    assert rows[0]["val_balanced"] == pytest.approx(sum(rows[0]["val_recalls"]) / 2)
     assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 2
     assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
     checkpoint = torch.load(run / "last.pt", weights_only=True)
@@ -328,3 +333,58 @@ def test_a_run_without_a_single_good_step_fails(tiny_config, monkeypatch):
     poison(monkeypatch, set(range(100)))
     with pytest.raises(UserError, match="No step had a finite loss, so that nothing was learnt"):
         run_training(tiny_config())
+
+
+# Imbalance
+
+
+@pytest.fixture
+def uneven(tmp_path, picture_folder):
+    """The folder of pictures with two of twelve training images of a class left."""
+    folder = tmp_path / "uneven"
+    shutil.copytree(picture_folder, folder)
+    for i in range(2, 12):
+        (folder / f"train/lying/{i}.png").unlink()
+    return folder
+
+
+def test_a_balanced_run_draws_rare_classes_as_often(uneven, tiny_config, monkeypatch):
+    labels = []
+    learn = Learner.learn
+
+    def spy(self, batch, step):
+        labels.extend(batch.targets.tolist())
+        return learn(self, batch, step)
+
+    monkeypatch.setattr(Learner, "learn", spy)
+    result = run_training(tiny_config(data=str(uneven), balance=True, batch_size=14, epochs=4))
+    assert (labels.count(0), labels.count(1)) == (28, 28)
+    assert yaml.safe_load((result.output / "config.yaml").read_text())["best_by"] == "balanced"
+    labels.clear()
+    run_training(tiny_config(data=str(uneven), batch_size=14, epochs=1, output=str(uneven / "run")))
+    assert (labels.count(0), labels.count(1)) == (2, 12)
+
+
+def test_balance_that_cannot_help_is_refused(uneven, tiny_config):
+    with pytest.raises(UserError) as told:
+        run_training(tiny_config(balance=True))
+    assert str(told.value) == "--balance has no effect: each class has 12 training images. Leave it out."
+    (uneven / "train/lying/1.png").unlink()
+    with pytest.raises(UserError) as told:
+        run_training(tiny_config(data=str(uneven), balance=True))
+    assert str(told.value) == (
+        "--balance would repeat the only training image of lying about 6 times an epoch. "
+        "Add images, remove the class, or leave it out."
+    )
+
+
+@pytest.mark.parametrize(("best_by", "chosen"), [("top1", 1), ("balanced", 2)])
+def test_the_best_weights_are_those_that_were_asked_for(best_by, chosen, tiny_config, monkeypatch, capsys):
+    found = iter([Accuracy(60, 100, 1, 8, recalls=(90.0, 20.0)), Accuracy(50, 100, 1, 8, recalls=(60.0, 60.0))])
+    monkeypatch.setattr(loop, "measure_accuracy", lambda *_, **__: next(found))
+    result = run_training(tiny_config(model_ema=False, best_by=best_by))
+    best = torch.load(result.output / "best.pt", weights_only=True)["chosen"]
+    assert best["step"] == 3 * chosen
+    assert best["balanced"] == {1: 55.0, 2: 60.0}[chosen]
+    told = {"top1": "best top-1 60.00 % on 8", "balanced": "best balanced accuracy 60.00 %, top-1 50.00 % on 8"}
+    assert told[best_by] in capsys.readouterr().out

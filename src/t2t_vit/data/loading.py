@@ -63,6 +63,8 @@ class EpochBatches(Sampler[list[Draw]]):
     Args:
         batch_size: B, images in a batch over all processes.
         repeats: times an image is drawn in a row; an epoch then holds that many times fewer images.
+        labels: draws all classes equally often: an epoch has images of rare ones several times, and leaves some of
+            frequent ones out. None draws each image once.
         rank: this process, r.
         world_size: number of processes, W.
 
@@ -71,7 +73,15 @@ class EpochBatches(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, num_images: int, *, batch_size: int, repeats: int = 1, seed: int = 42, rank: int = 0, world_size: int = 1
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        repeats: int = 1,
+        labels: Sequence[int] | None = None,
+        seed: int = 42,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
@@ -82,6 +92,9 @@ class EpochBatches(Sampler[list[Draw]]):
             raise UserError(f"{num_images} training images are too few for {world_size} processes: start fewer.")
         self.num_images, self.batch_size, self.repeats, self.seed = num_images, batch_size, repeats, seed
         self.rank, self.world_size = rank, world_size
+        self.rows_of_classes = None
+        if labels is not None:
+            self.rows_of_classes = [np.flatnonzero(np.asarray(labels) == label) for label in np.unique(labels)]
         self.batches_per_epoch = max(1, num_images // batch_size)
         self.set_steps(0, self.batches_per_epoch)
 
@@ -97,11 +110,22 @@ class EpochBatches(Sampler[list[Draw]]):
         for step in range(self.first, self.end):
             epoch, batch = divmod(step, self.batches_per_epoch)
             if not order or batch == 0:
-                permutation = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
-                order = np.repeat(permutation, self.repeats)[: self.num_images].tolist()
+                order = np.repeat(self._permutation(epoch), self.repeats)[: self.num_images].tolist()
             first, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_images)
             mine = range(first + self.rank, end, self.world_size)
             yield [Draw(epoch, position, order[position]) for position in mine]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """The rows that an epoch draws, (num_images,), in their order."""
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.rows_of_classes is None:
+            return rng.permutation(self.num_images)
+        share, more = divmod(self.num_images, len(self.rows_of_classes))
+        drawn = [
+            np.resize(rng.permutation(self.rows_of_classes[label]), share + (place < more))  # again from its beginning
+            for place, label in enumerate(rng.permutation(len(self.rows_of_classes)))
+        ]
+        return rng.permutation(np.concatenate(drawn))
 
 
 class EvaluationBatches(Sampler[list[Draw]]):

@@ -19,7 +19,6 @@ from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.training.config import TrainConfig
-from t2t_vit.training.progress import judge
 from t2t_vit.training.train import TrainResult, run_training
 
 TABLE, PICTURE = "comparison.csv", "comparison.png"
@@ -86,7 +85,10 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
 def _draw(results: dict[str, TrainResult], best: str, predictor: Predictor, config: CompareConfig, path: Path) -> None:
     """Draws the learning curves of all models, and the predictions of the best one for validation images."""
     # Of the better ones of raw and averaged weights, as `best_top1` is.
-    curves = {name: {row["step"]: judge(row).top1 for row in result.metrics} for name, result in results.items()}
+    curves = {
+        name: {row["step"]: max(row["val_top1"], row.get("ema_top1", 0.0)) for row in result.metrics}
+        for name, result in results.items()
+    }
     trained_split = predictor.checkpoint.extra["split"]
     evaluation = open_evaluation(str(config.data), data_dir=config.data_dir, trained_split=trained_split)
     images = evaluation.images.in_format(PixelFormat.of(predictor.data_config))

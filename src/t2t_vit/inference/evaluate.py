@@ -1,17 +1,24 @@
 """Accuracy of a network on labelled images."""
 
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import reduce
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+import torch
 from timm.layers import to_2tuple
 from timm.task.evaluator import ClassificationEvaluator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.loading import Batch
 from t2t_vit.data.sources import Evaluation, open_evaluation, other_classes
 from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.inference.calibration import Reliability
 from t2t_vit.inference.config import EvalConfig
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.options import configure
@@ -28,6 +35,8 @@ class Accuracy:
         top5: percentage of images whose class is among the five likeliest.
         loss: mean cross-entropy.
         num_images: number of images evaluated.
+        recalls: for each class the percentage of its images whose likeliest class is right, None without images of it.
+        calibration_error: expected calibration error of the probabilities in percent; 0 if they mean what they say.
         unreadable: a sentence for each image that cannot be read.
     """
 
@@ -35,12 +44,20 @@ class Accuracy:
     top5: float
     loss: float
     num_images: int
+    recalls: tuple[float | None, ...] = ()
+    calibration_error: float = 0.0
     unreadable: tuple[str, ...] = ()
 
     @property
+    def balanced(self) -> float:
+        """Balanced accuracy: the mean of the classes' recalls, in percent. Rare classes count as all others."""
+        known = [recall for recall in self.recalls if recall is not None]
+        return fmean(known) if known else 0.0
+
+    @property
     def metrics(self) -> dict[str, Any]:
-        """The numbers by name, with the number of unreadable images."""
-        numbers = asdict(self)
+        """The numbers by name, with the balanced accuracy and the number of unreadable images."""
+        numbers = {**asdict(self), "recalls": list(self.recalls), "balanced": self.balanced}
         numbers["num_unreadable"] = len(numbers.pop("unreadable"))
         return numbers
 
@@ -70,6 +87,7 @@ def evaluate_command(config: EvalConfig) -> None:
     display = Display(silent=not machine.is_main_process, stderr=config.json)
     found = _evaluate(config, machine, display)
     left_out = f", {len(found.unreadable)} unreadable left out" if found.unreadable else ""
+    display.say(f"balanced accuracy {found.balanced:.2f} %, calibration error {found.calibration_error:.2f} %")
     display.say(f"{found.num_images:,} images on {machine}: loss {found.loss:.4f}, top-5 {found.top5:.2f} %{left_out}")
     if not config.json:
         display.say(f"Top-1 accuracy of the model is: {found.top1:.1f}%")
@@ -93,14 +111,24 @@ def measure_accuracy(
     machine = predictor.machine
     evaluator = ClassificationEvaluator(machine.device)
     unreadable: list[str] = []
+    answers: list[Tensor] = []
     for batch, logits, _ in predictor.stream(loader, display=display, label=label, stop=stop):
         unreadable += batch.unreadable
-        evaluator.update(logits, batch.targets.to(machine.device, non_blocking=True))
-    of_all = machine.gather((evaluator.num_samples, unreadable))
+        targets = batch.targets.to(machine.device, non_blocking=True)
+        evaluator.update(logits, targets)
+        confidences, predicted = predictor.probabilities(logits).max(dim=-1)  # (B,) each
+        answers.append(torch.stack([confidences, predicted == targets, targets]))
+    confidences, is_right, labels = (torch.cat(answers, dim=1) if answers else torch.zeros(3, 0)).cpu().numpy()
+    num_classes = len(predictor.class_names)
+    right, total = (np.bincount(labels.astype(int), weights, num_classes) for weights in (is_right, None))
+    of_all = machine.gather((Reliability.of(confidences, is_right), right, total, unreadable))
+    reliability, right, total = (reduce(operator.add, parts) for parts in list(zip(*of_all, strict=True))[:3])
     return Accuracy(
         **evaluator.compute(distributed=machine.world_size > 1),
-        num_images=sum(count for count, _ in of_all),
-        unreadable=tuple(sentence for _, sentences in of_all for sentence in sentences),
+        num_images=int(total.sum()),
+        recalls=tuple(100 * r / t if t else None for r, t in zip(right.tolist(), total.tolist(), strict=True)),
+        calibration_error=reliability.error_percent,
+        unreadable=tuple(sentence for *_, sentences in of_all for sentence in sentences),
     )
 
 

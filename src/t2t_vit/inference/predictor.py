@@ -65,6 +65,8 @@ class Predictor:
     Attributes:
         network: the network, in evaluation mode.
         checkpoint: what the file says besides its weights; empty for a network in memory.
+        temperature: what logits are divided by, so that probabilities mean what they say; 1 unless the checkpoint has
+            one.
 
     Raises:
         UserError: the checkpoint cannot be read or has no head, or the device does not exist.
@@ -90,16 +92,17 @@ class Predictor:
             network, checkpoint = self.machine.main_process_first(lambda: load_model(path, **build))
             if network.num_classes == 0:
                 raise UserError(f"{path} has no head, so that it cannot name classes. Train one: t2t-vit transfer.")
-            split = {"split": checkpoint.extra.get("split")}
-            self.network, self.checkpoint = network.eval(), dataclasses.replace(checkpoint, state_dict={}, extra=split)
+            known = {key: value for key, value in checkpoint.extra.items() if key in ("split", "calibration")}
+            self.network, self.checkpoint = network.eval(), dataclasses.replace(checkpoint, state_dict={}, extra=known)
         if isinstance(self.network, nn.Module):
             self.network.to(self.machine.device)
         if data_config is None:
-            known = self.checkpoint.data_config or {}
-            data_config = data_config_of(self.network, img_size=build.get("img_size"), **known)
+            own = self.checkpoint.data_config or {}
+            data_config = data_config_of(self.network, img_size=build.get("img_size"), **own)
         if background is not None:
             data_config = {**data_config, "background": background}
         self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
+        self.temperature = float(self.checkpoint.extra.get("calibration", {}).get("temperature", 1.0))
         self.class_names = tuple(class_names or self.checkpoint.class_names or _published_class_names(self.network))
 
     @overload
@@ -146,7 +149,7 @@ class Predictor:
         loader = evaluation_loader(images, self.data_config, batch_size=batch_size, machine=machine, workers=workers)
         num_classes, first = len(self.class_names), 0
         for batch, logits, embeddings in self.stream(loader, embed=embed):
-            best = logits.float().softmax(dim=-1).cpu().topk(min(top_k or num_classes, num_classes))  # (B, top_k)
+            best = self.probabilities(logits).cpu().topk(min(top_k or num_classes, num_classes))  # (B, top_k)
             features = repeat(None) if embeddings is None else embeddings.to("cpu", torch.float32, copy=True)
             columns = (batch.indices.tolist(), best.indices.tolist(), best.values.tolist(), features)
             readable = {
@@ -194,6 +197,10 @@ class Predictor:
         finally:
             if was_training:
                 self.network.train()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits of this network, (B, num_classes), as calibrated probabilities, float32."""
+        return (logits.float() / self.temperature).softmax(dim=-1)
 
     def _run(self, images: Tensor, embed: bool) -> tuple[Tensor, Tensor | None]:
         if len(images) == 0:

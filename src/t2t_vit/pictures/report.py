@@ -39,6 +39,7 @@ class Best(NamedTuple):
         weights: "last weights" or "averaged weights".
         top1: their accuracy in percent.
         num_images: on how many validation images.
+        balanced: the mean accuracy of the classes in percent.
     """
 
     step: int
@@ -46,6 +47,11 @@ class Best(NamedTuple):
     weights: str
     top1: float
     num_images: int
+    balanced: float
+
+    def score(self, best_by: str) -> float:
+        """What the best are chosen by: "top1" or "balanced"."""
+        return self.balanced if best_by == "balanced" else self.top1
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from t2t_vit.data.config import (
 )
 from t2t_vit.errors import UserError
 from t2t_vit.options import URLS, Settings, argument, missing, option, read_settings
-from t2t_vit.runtime.durations import parse_duration
+from t2t_vit.runtime.durations import wrong_duration
 from t2t_vit.training.recipes import RECIPES, recipe_for
 
 CONFIG_FILE = "config.yaml"
@@ -89,6 +89,13 @@ class TrainConfig(Settings):
         "images in an optimiser step, over all processes; auto: what fits the images and the GPU",
         short="b",
         at_least=1,
+    )
+    balance: bool = option(
+        False, "draw all classes equally often, where some have fewer images: those are seen several times an epoch"
+    )
+    best_by: Literal["top1", "balanced"] = option(
+        "top1",
+        "what best.pt is the best by: the share of right images, or its mean over the classes; balanced with --balance",
     )
     opt: str = option("adamw", "optimiser, by timm's name")
     lr: float = option(5e-4, "peak learning rate", above=0)
@@ -198,6 +205,7 @@ class TrainConfig(Settings):
             values |= {"aa": None, "color_jitter": None}  # they know colours, and nothing of other channels
         if "recipe" in given and "img_size" in values:
             start.pop("img_size", None)
+        values |= {"best_by": "balanced"} if known.get("balance") else {}
         values |= {"pretrained": "." in (given.get("model") or "") and "checkpoint" not in given, **start}
         if given.get("resume") and ("data" in given or "output" in given):
             known = {"data": ""} | values | dict(given)
@@ -212,10 +220,7 @@ class TrainConfig(Settings):
 
     def contradictions(self) -> Iterable[str]:
         """Problems between settings that no rule of one of them tells."""
-        try:
-            self.max_time is not None and parse_duration(self.max_time)
-        except ValueError as error:
-            yield f"--max-time: {error}."
+        yield from wrong_duration("--max-time", self.max_time)
         if self.warmup_epochs == 0 and "warmup_lr" in self.changed:
             yield "--warmup-lr has no effect beside --warmup-epochs 0."
         if self.warmup_epochs != 0 and self.warmup_lr > self.lr:

@@ -19,6 +19,7 @@ from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.hardware import peak_bytes
 from t2t_vit.runtime.stopwatch import shares_in_words
 from t2t_vit.training.progress import judge
+from t2t_vit.training.run_directory import numbers_of
 from t2t_vit.training.setup import Run
 
 MAX_BAD_STEPS = 10
@@ -45,10 +46,10 @@ def fit(run: Run) -> None:
             if progress.step < run.next_evaluation():
                 continue
             row = evaluate_round(run)
-            best = best_of(run, judge(row))
+            best = best_of(run, row)
             if not run.interruption.in_only_process() and run.stop_early(best):
                 row = evaluate_round(run)  # on all images
-                best = best_of(run, judge(row))
+                best = best_of(run, row)
             if run.interruption.in_only_process():
                 return  # this evaluation is repeated when the run goes on
             memory_gb = peak_bytes(run.machine.device) / 2**30
@@ -56,7 +57,7 @@ def fit(run: Run) -> None:
             progress.best = best
             run.save(evaluated=True)
             run.display.say(progress_line(run))
-            run.trackers.log(progress.metrics[-1])
+            run.trackers.log(numbers_of(progress.metrics[-1]))
             if run.interruption.in_any_process():
                 return
 
@@ -113,10 +114,13 @@ def evaluate_round(run: Run) -> dict[str, Any]:
         "val_loss": found.loss,
         "val_top1": found.top1,
         "val_top5": found.top5,
+        "val_balanced": found.balanced,
+        "val_recalls": list(found.recalls),
         "val_images": found.num_images,
     }
     if run.config.model_ema and not run.interruption.in_only_process():
-        row["ema_top1"] = measure(run, run.learner.averaged_model(), "validating the average").top1
+        averaged = measure(run, run.learner.averaged_model(), "validating the average")
+        row |= {"ema_top1": averaged.top1, "ema_balanced": averaged.balanced, "ema_recalls": list(averaged.recalls)}
     if found.unreadable and not run.progress.metrics:
         warn(run, "validation goes on without", found.unreadable)
     return row
@@ -131,17 +135,18 @@ def measure(run: Run, model: nn.Module, label: str) -> Accuracy:
     return measure_accuracy(predictor, run.val_loader, run.display, label=label, stop=stop)
 
 
-def best_of(run: Run, candidate: Best) -> Best:
+def best_of(run: Run, row: dict[str, Any]) -> Best:
     """The better ones of the weights just evaluated and the best so far.
 
     Evaluations in between may be on a part of the validation images, and the last one is on all. So the best weights
     of before are measured on all images too.
     """
-    best = run.progress.best
+    best_by = run.config.best_by
+    best, candidate = run.progress.best, judge(row, best_by)
     if best is not None and best.num_images != candidate.num_images:
         found = measure(run, run.load_best(), "validating the best so far")
-        best = best._replace(top1=found.top1, num_images=found.num_images)
-    return candidate if best is None or candidate.top1 > best.top1 else best
+        best = best._replace(top1=found.top1, balanced=found.balanced, num_images=found.num_images)
+    return candidate if best is None or candidate.score(best_by) > best.score(best_by) else best
 
 
 def skip_step(run: Run, batch: Batch, loss_sum: float) -> None:
@@ -183,11 +188,12 @@ def progress_line(run: Run) -> str:
     row, progress = run.progress.metrics[-1], run.progress
     num_steps = progress.plan.num_steps
     loss = "none" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
-    ema = f"  EMA {row['ema_top1']:6.2f} %" if "ema_top1" in row else ""
+    kind, name = ("balanced", "balanced") if run.config.best_by == "balanced" else ("top1", "top-1")
+    ema = f"  EMA {row[f'ema_{kind}']:6.2f} %" if "ema_top1" in row else ""
     remaining_s = row["elapsed_s"] / progress.step * (num_steps - progress.step)
     return (
         f"step {progress.step:{len(str(num_steps))}d}/{num_steps}  epoch {row['epoch'] + 1}  loss {loss}  "
-        f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:6.2f} %{ema}  lr {row['lr']:.2e}  "
+        f"val loss {row['val_loss']:.4f}  {name} {row[f'val_{kind}']:6.2f} %{ema}  lr {row['lr']:.2e}  "
         f"{row['images_per_second']:.0f} images/s  {shares_in_words(row)}  {row['memory_gb']:.1f} GB  "
         f"{format_duration(remaining_s)} left"
     )

@@ -68,8 +68,10 @@ class Progress:
         return cls(**values | {"plan": Plan(**values["plan"]), "best": best and Best(*best)})
 
 
-def judge(row: dict[str, Any]) -> Best:
-    """The better ones of an evaluation's raw and averaged weights."""
-    averaged = row.get("ema_top1", -1.0)
-    weights, top1 = (AVERAGED, averaged) if averaged >= row["val_top1"] else (RAW, row["val_top1"])
-    return Best(row["step"], row["epoch"], weights, top1, row["val_images"])
+def judge(row: dict[str, Any], best_by: str) -> Best:
+    """The better ones of an evaluation's raw and averaged weights, the averaged ones where both are as good."""
+    raw, averaged = (
+        Best(row["step"], row["epoch"], weights, row[f"{name}_top1"], row["val_images"], row[f"{name}_balanced"])
+        for weights, name in ((RAW, "val"), (AVERAGED, "ema" if "ema_top1" in row else "val"))
+    )
+    return averaged if "ema_top1" in row and averaged.score(best_by) >= raw.score(best_by) else raw

@@ -77,9 +77,14 @@ class RunDirectory:
         write_text(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
 
     def write_metrics(self, metrics: Sequence[dict[str, Any]]) -> None:
-        """Writes the rows as JSON lines and as a table, whose columns are those of all rows.
+        """Writes the rows as JSON lines and as a table, whose columns are the numbers of all rows.
 
         Rows may differ: a run may be resumed on a machine or under a version that measures more.
         """
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in metrics))
-        write_csv(self.path / SUMMARY, metrics)
+        write_csv(self.path / SUMMARY, [numbers_of(row) for row in metrics])
+
+
+def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics without the lists of its classes' recalls."""
+    return {name: value for name, value in row.items() if not isinstance(value, list)}

@@ -18,7 +18,7 @@ from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.sources import Source, absolute_path, open_configured
 from t2t_vit.data.statistics import measure_channels
 from t2t_vit.data.transforms import eval_transform, train_transform
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.models.names import resolve_name
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.pictures.report import Best
@@ -230,6 +230,7 @@ def setup(config: TrainConfig) -> Run:
         len(source.train),
         batch_size=config.batch_size,
         repeats=config.aug_repeats,
+        labels=source.train.labels if config.balance else None,
         seed=config.seed,
         rank=machine.rank,
         world_size=machine.world_size,
@@ -301,7 +302,22 @@ def _open_source(config: TrainConfig, machine: Machine) -> Source:
     source = machine.main_process_first(lambda: open_configured(config))
     if source.split["kind"] == "given" and "val_fraction" in config.changed:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
+    if config.balance:
+        _refuse_balance(source)
     return source
+
+
+def _refuse_balance(source: Source) -> None:
+    """Refuses to draw classes equally often where that changes nothing, or would repeat a single image."""
+    counts = np.bincount(source.train.labels, minlength=len(source.class_names))
+    single = [name for name, count in zip(source.class_names, counts, strict=True) if count == 1]
+    if single:
+        raise UserError(
+            f"--balance would repeat the only training image of {abbreviate(single)} about "
+            f"{len(source.train) // len(counts):,} times an epoch. Add images, remove the class, or leave it out."
+        )
+    if len(set(counts[counts > 0].tolist())) == 1:
+        raise UserError(f"--balance has no effect: each class has {counts.max():,} training images. Leave it out.")
 
 
 def _open_trackers(run: Run) -> None:

@@ -146,8 +146,11 @@ def _sum_up(run: Run, test: Accuracy | None) -> TrainResult:
         where = "saved" if run.checkpointer.saved else "not saved: what came after the last checkpoint is lost"
         say(f"Stopped and {where}. To go on: {go_on_command(run)}")
     elif best:
+        accuracy = f"top-1 {best.top1:.2f} %"
+        if run.config.best_by == "balanced":
+            accuracy = f"balanced accuracy {best.balanced:.2f} %, {accuracy}"
         say(
-            f"best top-1 {best.top1:.2f} % on {best.num_images:,} images: the {best.weights} of step {best.step}; "
+            f"best {accuracy} on {best.num_images:,} images: the {best.weights} of step {best.step}; "
             f"{format_duration(progress.elapsed_s)} in all; {run.directory.best}"
         )
     if test is not None:
