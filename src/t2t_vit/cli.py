@@ -76,7 +76,7 @@ COMMANDS = {
     ),
     "report": Command(
         "t2t_vit.training.config:ReportConfig",
-        "t2t_vit.training.train:report_command",
+        "t2t_vit.training.hindsight:report_command",
         "the report of a run, finished or not",
         "report runs/digits-t2t_vit_7",
     ),

@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from t2t_vit.pictures.colours import LIGHT, LINE_COLOURS
 from t2t_vit.pictures.figures import (
     Bar,
     Sample,
@@ -23,7 +24,6 @@ from t2t_vit.pictures.figures import (
     sheet_shape,
     speed_figure,
 )
-from t2t_vit.pictures.style import LIGHT, LINE_COLOURS
 
 
 @pytest.fixture

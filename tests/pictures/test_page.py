@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from t2t_vit.data.images import ImageSet, UnreadableImage
+from t2t_vit.inference.calibration import calibrate
 from t2t_vit.inference.evaluate import Accuracy
 from t2t_vit.pictures.page import page
 from t2t_vit.pictures.report import Answer, Best, RunSummary
@@ -35,23 +36,34 @@ def images_of(labels, *, size=(40, 30), names=None, unreadable=()):
 BEST = Best(20, 1, "averaged weights", 89.0, 8, 89.0)
 
 
-def page_of(labels, predicted, *, class_names=None, probabilities=None, test=None, **images):
+def page_of(
+    labels, predicted, *, class_names=None, probabilities=None, test=None, augmented=None, looked_back=None, **images
+):
     """The page of a run of two epochs that predicted these labels."""
     probabilities = probabilities or [0.9] * len(labels)
     predictions = [
-        Answer(index, labels[index], predicted[index], probabilities[index], in_top5=True)
+        Answer(
+            index,
+            labels[index],
+            predicted[index],
+            probabilities[index],
+            in_top5=True,
+            label_probability=probabilities[index] if predicted[index] == labels[index] else 1 - probabilities[index],
+        )
         for index in range(len(predicted))
     ]
     metrics = [
         {"epoch": epoch, "step": 10 * epoch + 10, "train_loss": 1.0, "val_loss": 0.5}
         | {"val_top1": top1, "ema_top1": top1 - 1}
-        | {"images_per_second": 5.0, "elapsed_s": 60.0 * (epoch + 1)}
+        | {"val_images": 8, "steps_s": 45.0, "images_per_second": 5.0, "elapsed_s": 60.0 * (epoch + 1)}
         | {"data_wait_percent": 20.0 * epoch, "device_wait_percent": 60.4}
         for epoch, top1 in enumerate((50.0, 90.0))
     ]
     class_names = class_names or [f"class {label}" for label in range(max(labels) + 1)]
-    summary = RunSummary("title", "about", metrics, BEST, images_of(labels, **images), class_names, test)
-    return ElementTree.fromstring(page(summary, predictions))
+    summary = RunSummary(
+        "title", "about", metrics, BEST, images_of(labels, **images), class_names, test, augmented=augmented
+    )
+    return ElementTree.fromstring(page(summary, predictions, **looked_back or {}))
 
 
 def section(tree, title):
@@ -84,8 +96,9 @@ def test_a_colour_of_the_page_depends_on_the_light():
 
 def test_the_speed_is_told_with_what_the_time_of_the_last_epoch_went_to():
     assert texts_of(page_of([0, 1], [1, 0]).iterfind(".//dl/div"))[-2:] == [
-        "time2:00 evaluations included", "images a second5 waiting for images 20 %, computing 60 %",
-    ]  # fmt: skip
+        "time2:00 75 % of it steps, the rest evaluations and checkpoints",
+        "images a second5 waiting for images 20 %, computing 60 %",
+    ]
 
 
 def test_names_are_shown_as_they_are_and_run_nothing():
@@ -129,7 +142,7 @@ def test_the_most_confident_mistakes_come_first():
     [((40, 30), "png", (40, 30)), ((90, 100), "jpeg", (90, 100)), ((900, 1000), "jpeg", (130, 144))],
 )
 def test_thumbnails_show_the_whole_image_and_small_images_keep_their_pixels(size, kind, expected):
-    (shown,) = page_of([0, 1], [0, 0], size=size).iter("img")
+    (shown,) = section(page_of([0, 1], [0, 0], size=size), "Most confident mistakes").iter("img")
     start, content = shown.get("src").split(",")
     assert start == f"data:image/{kind};base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as image:
@@ -156,7 +169,7 @@ def test_without_any_readable_image_there_are_the_curves():
 def test_without_a_mistake_it_says_so():
     tree = page_of([0, 1], [0, 1])
     assert text_of(section(tree, "Most confident mistakes").find("p")) == "No mistake."
-    assert tree.find(".//img") is None
+    assert section(tree, "Most confident mistakes").find(".//img") is None
     assert tree.find(".//ol[@class='pairs']") is None
 
 
@@ -219,3 +232,46 @@ def test_the_accuracy_on_test_is_the_headline():
     assert " ".join("".join(first.itertext()).split()) == (
         "top-1 on test87.50 % 16 images of test/, by which nothing was chosen"
     )
+
+
+def test_the_highest_losses_follow_the_surest_mistakes():
+    labels, predicted = [0] * 40, [1] * 30 + [0] * 10
+    probabilities = [0.5 + index / 100 for index in range(40)]
+    tree = page_of(labels, predicted, class_names=["a", "b"], probabilities=probabilities)
+    shown = texts_of(section(tree, "Highest losses").iterfind(".//figcaption"))
+    assert len(shown) == 16
+    assert shown[0] == "a 45.0 %taken for b 55 %val/5.png"  # the surest 24 are above
+    assert shown[-1] == "a 89.0 %val/39.png"
+    tree = page_of([0], [], class_names=["a"])
+    assert "Highest losses" not in [part.find("h2").text for part in tree.iter("section")]
+
+
+def test_confused_pairs_have_examples():
+    tree = page_of([0, 0, 0, 1, 2], [1, 1, 0, 0, 2])
+    part = section(tree, "Confusion matrix")
+    assert texts_of(part.iter("h3"))[1:] == ["class 0 taken for class 1", "class 1 taken for class 0"]
+    assert [image.get("alt") for image in part.iter("img")] == [
+        "val/0.png: class 0 taken for class 1",
+        "val/1.png: class 0 taken for class 1",
+        "val/3.png: class 1 taken for class 0",
+    ]
+
+
+def test_what_was_found_afterwards_is_shown(tmp_path):
+    logits = np.random.default_rng(0).normal(size=(60, 2))
+    labels = [0, 1] * 30
+    Image.new("RGB", (200, 100)).save(tmp_path / "augmented.png")
+    found = {"calibration": calibrate(logits, np.array(labels)), "embeddings": logits}
+    tree = page_of(labels, labels, augmented=tmp_path / "augmented.png", looked_back=found)
+    texts = {part.find("h2").text: text_of(part) for part in tree.iter("section")}
+    assert f"temperature {found['calibration'].temperature:.2f}" in texts["Can the probabilities be trusted?"]
+    names = [svg.get("aria-label") for svg in tree.iter("svg")]
+    assert names[-1] == "Map of 60 images of 2 classes, 0 of them mistakes"
+    assert names[-2].startswith("Right answers over confidence. without temperature: calibration error ")
+    image = section(tree, "What the network was trained on").find(".//img")
+    assert (image.get("width"), image.get("height")) == ("200", "100")
+
+
+def test_few_images_have_no_map():
+    tree = page_of([0, 1], [0, 1], looked_back={"embeddings": np.zeros((2, 3))})
+    assert "What the network finds alike" not in [part.find("h2").text for part in tree.iter("section")]

@@ -1,23 +1,26 @@
 """What the report says first."""
 
+from dataclasses import replace
+
 import pytest
 
 from t2t_vit.inference.evaluate import Accuracy
 from t2t_vit.pictures.report import Answer, Best, RunSummary
-from t2t_vit.pictures.verdict import advice, balanced_accuracy, confidence_interval, headline
+from t2t_vit.pictures.verdict import advice, balanced_accuracy, choice, confidence_interval, headline
 
 FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
 
 
-def summary_of(val_losses=(0.5, 0.5), test=None, epoch=99):
+def summary_of(val_losses=(0.5, 0.5), test=None, epoch=99, **more):
     metrics = [{"step": 10 * row + 10, "epoch": epoch, "val_loss": loss} for row, loss in enumerate(val_losses)]
-    best = Best(10, 0, "last weights", 50.0, 4, 50.0)
-    return RunSummary("title", "about", metrics, best, images=None, class_names=["cat", "dog", "owl"], test=test)
+    best, names = Best(10, 0, "last weights", 50.0, 4, 50.0), ["cat", "dog", "owl"]
+    return RunSummary("title", "about", metrics, best, images=None, class_names=names, test=test, **more)
 
 
 def answers(labels, predicted):
     return [
-        Answer(row, label, found, 0.9, True) for row, (label, found) in enumerate(zip(labels, predicted, strict=True))
+        Answer(row, label, found, 0.9, True, 0.9 if found == label else 0.1)
+        for row, (label, found) in enumerate(zip(labels, predicted, strict=True))
     ]
 
 
@@ -92,3 +95,25 @@ def test_few_passes_are_told_where_little_was_learnt():
 
 def test_test_images_of_which_none_can_be_read_are_no_headline():
     assert "validation images" in headline(summary_of(test=Accuracy(0.0, 0.0, 0.0, 0)), GOOD)
+
+
+def test_a_linear_classifier_that_is_better_is_told():
+    bad = answers([0] * 40 + [1] * 60, [0] * 40 + [1] * 10 + [0] * 50)
+    assert "a linear classifier of 16 x 16 pixels for 61 %" in headline(summary_of(linear_percent=61.2), bad)
+    (first, *_) = advice(summary_of(linear_percent=61.2), bad)
+    assert first.startswith("Even a linear classifier of 16 x 16 pixels is better")
+    (first, *_) = advice(summary_of(linear_percent=41.0), bad)
+    assert first.startswith("This may be no better than guessing")
+
+
+def test_the_kept_weights_are_told_with_the_others():
+    summary = summary_of()
+    summary.metrics[0].update(val_top1=40.0, ema_top1=50.0, val_balanced=60.0, ema_balanced=30.0, val_images=4)
+    assert choice(summary) == (
+        "Kept: the last weights of step 10, as they have the highest top-1 of all evaluations. "
+        "There the averaged weights had 50.00 % and the last weights had 40.00 %, on 4 images."
+    )
+    assert "highest balanced accuracy of all evaluations. There the averaged weights had 30.00 %" in choice(
+        replace(summary, best_by="balanced")
+    )
+    assert choice(summary_of()).endswith("highest top-1 of all evaluations.")  # without an average

@@ -3,7 +3,7 @@
 import pytest
 
 from t2t_vit.models.names import VARIANTS
-from t2t_vit.training import setup, train
+from t2t_vit.training import hindsight, setup
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,4 +23,4 @@ def _narrow_networks():
 @pytest.fixture
 def without_report(monkeypatch):
     """Runs end without drawing report.html, which takes longer than all their steps."""
-    monkeypatch.setattr(train, "write_report", lambda *args, **kwargs: None)
+    monkeypatch.setattr(hindsight, "write_report", lambda *args, **kwargs: None)

@@ -43,7 +43,7 @@ def test_a_run_leaves_what_it_promises(tiny_config):
     assert [row["epoch"] for row in rows] == [0, 1]
     assert set(rows[0]) == {
         "epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_images", "ema_top1",
-        "val_balanced", "val_recalls", "ema_balanced", "ema_recalls",
+        "val_balanced", "val_recalls", "ema_balanced", "ema_recalls", "steps_s",
         "images_per_second", "data_wait_percent", "device_wait_percent", "memory_gb", "elapsed_s",
     }  # fmt: skip
     assert rows == result.metrics

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -24,7 +24,7 @@ from t2t_vit.runtime.console import Display
 
 NUM_FIRST = 8  # images of each split that training tries at its start
 # Images on which the labels of both splits are compared, shared among so many classes; they are looked at first.
-MAX_CLASSES, NUM_TRAIN, NUM_VAL = 20, 1280, 640
+MAX_CLASSES, COMPARED = 20, {"train": 1280, "val": 640}
 LOOK_S = 60.0
 IMBALANCED = 10  # times as many training images of one class as of another
 
@@ -176,10 +176,20 @@ def inspect_data(source: Source, *, limit_s: float = LOOK_S, display: Display | 
         UserError: no image can be read.
     """
     looks = look_at(source, limit_s=limit_s, display=display)
-    train, val = looks["train"], looks["val"]
-    compared = _compared_classes(source)
-    agreement = check_agreement(*_tiny_copies(train, compared, NUM_TRAIN), *_tiny_copies(val, compared, NUM_VAL))
-    return summarize(source, looks, agreement, find_suspects(looks, source.class_names))
+    return summarize(source, looks, _agreement(source, looks), find_suspects(looks, source.class_names))
+
+
+def compare_labels(source: Source, *, limit_s: float) -> Agreement | None:
+    """How well a linear classifier of tiny copies tells a sample of the images; None if they are too few."""
+    looks = {"train": Looks(source.train), "val": Looks(source.val)}
+    _look_at_compared(source, looks, limit_s)
+    return _agreement(source, looks)
+
+
+def _agreement(source: Source, looks: Mapping[str, Looks]) -> Agreement | None:
+    classes = _compared_classes(source)
+    train, val = (_tiny_copies(looks[part], classes, count) for part, count in COMPARED.items())
+    return check_agreement(*train, *val)
 
 
 def look_at(source: Source, *, limit_s: float, display: Display | None = None) -> dict[str, Looks]:
@@ -189,13 +199,10 @@ def look_at(source: Source, *, limit_s: float, display: Display | None = None) -
         UserError: no image can be read.
     """
     parts = {part: Looks(images) for part, images in _parts(source).items()}
-    compared = _compared_classes(source)
     began_s = time.monotonic()
     total = sum(len(look.images) for look in parts.values())
     with (display or Display(silent=True)).steps("looking at images", total) as steps:
-        for place, (part, count) in enumerate((("train", NUM_TRAIN), ("val", NUM_VAL)), start=1):
-            first = _sample(parts[part].images, compared, count)
-            parts[part].add(first, until_s=began_s + place / 3 * limit_s, advance=steps.advance)
+        _look_at_compared(source, parts, limit_s * 2 / 3, steps.advance)
         rest = {part: sorted({*range(len(look.images))} - look.rows) for part, look in parts.items()}
         still = sum(map(len, rest.values()))
         for part, rows in rest.items():  # a share of the time that is left, by the number of images
@@ -207,6 +214,16 @@ def look_at(source: Source, *, limit_s: float, display: Display | None = None) -
         unreadable = [error for look in parts.values() for error in look.unreadable.values()]
         raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {_with_reasons(unreadable)}.")
     return parts
+
+
+def _look_at_compared(
+    source: Source, looks: Mapping[str, Looks], limit_s: float, advance: Callable[[], None] = lambda: None
+) -> None:
+    """Looks at the images whose labels are compared; each part has half of the time."""
+    began_s, classes = time.monotonic(), _compared_classes(source)
+    for place, (part, count) in enumerate(COMPARED.items(), start=1):
+        rows = _sample(looks[part].images, classes, count)
+        looks[part].add(rows, until_s=began_s + place / len(COMPARED) * limit_s, advance=advance)
 
 
 def _parts(source: Source) -> dict[str, ImageSet]:

@@ -16,7 +16,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from t2t_vit.pictures.style import LIGHT, LINE_COLOURS, inline_svg, styled
+from t2t_vit.inference.calibration import Reliability
+from t2t_vit.pictures.colours import LIGHT, LINE_COLOURS
+from t2t_vit.pictures.style import inline_svg, styled
 
 TICKS_PERCENT = (99.99, 99.98, 99.95, 99.9, 99.8, 99.5, 99, 98, 95, 90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
 MAX_COUNTED_CLASSES, MAX_NAMED_CLASSES = 20, 50  # of a matrix whose cells show numbers, whose rows show names
@@ -213,6 +215,52 @@ def confusion_svg(labels: Sequence[int], predicted: Sequence[int], names: Sequen
     axes.spines[:].set_visible(False)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
     return inline_svg(figure, "confusions", f"Confusion matrix of {size} classes")
+
+
+@styled
+def reliability_svg(before: Reliability, after: Reliability) -> Markup:
+    """Returns how often answers are right over how sure they are, for half of a page's width."""
+    figure = Figure(figsize=(5.6, 3.5), layout="constrained", facecolor="none")
+    axes = figure.add_subplot()
+    axes.plot([0, 100], [0, 100], color=LIGHT["faint"], linewidth=1, linestyle="--")
+    labels = []
+    for name, found in {"without temperature": before, "with temperature": after}.items():
+        filled = found.counts > 0
+        sure = 100 * found.confidences[filled] / found.counts[filled]
+        right = 100 * found.right[filled] / found.counts[filled]
+        labels.append(f"{name}: calibration error {found.error_percent:.2f} %")
+        axes.plot(sure, right, marker="o", markersize=5, label=labels[-1])
+    axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="confidence, %", ylabel="right, %")
+    axes.grid(axis="y")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.03), borderpad=0, borderaxespad=0, frameon=False)
+    return inline_svg(figure, "reliability", f"Right answers over confidence. {'. '.join(labels)}")
+
+
+@styled
+def embedding_svg(points: np.ndarray, labels: Sequence[int], is_right: Sequence[bool], names: Sequence[str]) -> Markup:
+    """Returns a map of images: a point for each, in the colour of its class, and the name of a class amid its points.
+
+    Args:
+        points: places, (N, 2).
+        labels: the class of each image.
+        is_right: whether its prediction is right; mistakes are crosses.
+        names: the name of each class; of many classes none is written.
+    """
+    figure = Figure(figsize=(7.4, 5.6), facecolor="none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    classes, right = np.asarray(labels), np.asarray(is_right)
+    for place, label in enumerate(np.unique(classes).tolist()):
+        own, colour = classes == label, LINE_COLOURS[place % len(LINE_COLOURS)]
+        axes.scatter(points[own & right, 0], points[own & right, 1], s=14, color=colour, alpha=0.55, linewidths=0)
+    axes.scatter(points[~right, 0], points[~right, 1], s=34, color=LIGHT["wrong"], marker="x", linewidths=1.4)
+    if len(names) <= MAX_COUNTED_CLASSES:
+        for label in np.unique(classes).tolist():
+            x, y = np.median(points[classes == label], axis=0)
+            name = _cut(names[label], MATRIX_NAME_CHARACTERS)
+            axes.text(x, y, name, weight="bold", ha="center", va="center", size=12, color=LIGHT["ink"])
+    axes.axis("off")
+    about = f"Map of {len(points):,} images of {len(names):,} classes, {int((~right).sum()):,} of them mistakes"
+    return inline_svg(figure, "embeddings", about)
 
 
 @styled

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 import t2t_vit
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.pixels import as_seen
-from t2t_vit.pictures.style import DARK, LIGHT
+from t2t_vit.pictures.colours import DARK, LIGHT
 
 THUMBNAIL_PX = 144
 

@@ -5,27 +5,58 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
-from t2t_vit.pictures.figures import confusion_svg, curves_svg, draw_accuracies, draw_losses
-from t2t_vit.pictures.html import readable, render, thumbnail
+from t2t_vit.inference.calibration import Calibration
+from t2t_vit.pictures.figures import (
+    confusion_svg,
+    curves_svg,
+    draw_accuracies,
+    draw_losses,
+    embedding_svg,
+    reliability_svg,
+)
+from t2t_vit.pictures.html import data_address, readable, render, thumbnail
 from t2t_vit.pictures.report import Answer, RunSummary
-from t2t_vit.pictures.verdict import advice, balanced_accuracy, confidence_interval, headline
+from t2t_vit.pictures.verdict import advice, balanced_accuracy, choice, confidence_interval, headline
 from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.stopwatch import shares_in_words
 
 MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
-NUM_MISTAKES, NUM_PAIRS, NUM_EXTREMES = 24, 10, 20
+NUM_MISTAKES, NUM_LOSSES, NUM_PAIRS, NUM_EXTREMES = 24, 16, 10, 20
+NUM_EXAMPLES = 4  # images of each confused pair
+MAX_MAPPED, MIN_MAPPED = 1000, 20  # images in the map of embeddings: its time grows faster than their number
 IMBALANCED = 1.5  # times as many images of one class as of another
 
 
-def page(summary: RunSummary, predictions: Sequence[Answer]) -> str:
-    """Returns the report as HTML."""
+def page(
+    summary: RunSummary,
+    predictions: Sequence[Answer],
+    *,
+    calibration: Calibration | None = None,
+    embeddings: np.ndarray | None = None,
+) -> str:
+    """Returns the report as HTML.
+
+    Args:
+        summary: the run.
+        predictions: for its validation images.
+        calibration: of the probabilities.
+        embeddings: of these images, (N, D).
+    """
     content: dict[str, Any] = {"summary": summary, "title": summary.title, "num_predictions": len(predictions)}
     content |= {"tiles": _tiles(summary, predictions), "charts": _charts(summary)}
     if predictions:
         content |= {"headline": headline(summary, predictions), "advice": advice(summary, predictions)}
-        content |= _mistakes(summary, predictions) | _confusions(summary, predictions) | _classes(summary, predictions)
+        content |= {"choice": choice(summary)} | _mistakes(summary, predictions) | _confusions(summary, predictions)
+        content |= _classes(summary, predictions) | {"calibration": _calibration(calibration)}
+        content |= {"map": _map(summary, predictions, embeddings)}
+    content["augmented"] = None
+    if summary.augmented is not None:
+        with Image.open(summary.augmented) as sheet:
+            content["augmented"] = (data_address(sheet, "png"), *sheet.size)
     return render("report.html.j2", **content)
 
 
@@ -49,9 +80,15 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
     return [
         *accuracies,
         ("best step", f"{summary.best.step:,}", f"of {last['step']:,}: the {summary.best.weights}"),
-        ("time", format_duration(last["elapsed_s"]), "evaluations included"),
+        ("time", format_duration(last["elapsed_s"]), _time_in_words(summary)),
         ("images a second", f"{last['images_per_second']:,.0f}", shares_in_words(last)),
     ]
+
+
+def _time_in_words(summary: RunSummary) -> str:
+    """What the time went to, besides steps."""
+    share = sum(row["steps_s"] for row in summary.metrics) / summary.metrics[-1]["elapsed_s"]
+    return f"{100 * share:.0f} % of it steps, the rest evaluations and checkpoints"
 
 
 def _charts(summary: RunSummary) -> dict[str, Markup]:
@@ -75,8 +112,18 @@ def _mistakes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, A
     """The mistakes that the network is surest of, and how many mistakes there are."""
     wrong = [prediction for prediction in predictions if not prediction.is_right]
     wrong.sort(key=lambda prediction: -prediction.probability)
-    shown = [mistake for prediction in wrong[:NUM_MISTAKES] if (mistake := _mistake(summary, prediction))]
-    return {"mistakes": shown, "num_mistakes": len(wrong)}
+    surest = wrong[:NUM_MISTAKES]
+    losses = sorted(set(predictions) - set(surest), key=lambda prediction: prediction.label_probability)[:NUM_LOSSES]
+    return {
+        "mistakes": _shown(summary, surest),
+        "num_mistakes": len(wrong),
+        "losses": _shown(summary, losses),
+    }
+
+
+def _shown(summary: RunSummary, predictions: Sequence[Answer]) -> list[dict[str, Any]]:
+    """These images with their predictions, but for those that can no longer be read."""
+    return [shown for prediction in predictions if (shown := _mistake(summary, prediction))]
 
 
 def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
@@ -88,6 +135,8 @@ def _mistake(summary: RunSummary, prediction: Answer) -> dict[str, Any] | None:
         "predicted": summary.class_names[prediction.predicted],
         "label": summary.class_names[prediction.label],
         "percent": f"{100 * prediction.probability:.0f}",
+        "label_percent": f"{100 * prediction.label_probability:.1f}",
+        "is_right": prediction.is_right,
     }
 
 
@@ -95,13 +144,49 @@ def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str,
     """The confusion matrix, unless there are too many classes, and the most confused pairs."""
     names = summary.class_names
     counts = Counter((prediction.label, prediction.predicted) for prediction in predictions if not prediction.is_right)
-    pairs = [(names[label], names[predicted], count) for (label, predicted), count in counts.most_common(NUM_PAIRS)]
+    pairs = [
+        (names[label], names[predicted], count, _examples(summary, predictions, label, predicted))
+        for (label, predicted), count in counts.most_common(NUM_PAIRS)
+    ]
     matrix = None
     if len(names) <= MAX_CLASSES:
         labels = [prediction.label for prediction in predictions]
         predicted = [prediction.predicted for prediction in predictions]
         matrix = confusion_svg(labels, predicted, [readable(name) for name in names])
     return {"matrix": matrix, "pairs": pairs}
+
+
+def _examples(summary: RunSummary, predictions: Sequence[Answer], label: int, predicted: int) -> list[dict[str, Any]]:
+    """The surest mistakes of one kind."""
+    wrong = [answer for answer in predictions if (answer.label, answer.predicted) == (label, predicted)]
+    return _shown(summary, sorted(wrong, key=lambda answer: -answer.probability)[:NUM_EXAMPLES])
+
+
+def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
+    """How sure answers are and how often they are right, before and after the temperature."""
+    if calibration is None:
+        return None
+    before, after = calibration.before, calibration.after
+    return {
+        "svg": reliability_svg(before, after),
+        "temperature": calibration.temperature,
+        "before": before.error_percent,
+        "after": after.error_percent,
+    }
+
+
+def _map(summary: RunSummary, predictions: Sequence[Answer], embeddings: np.ndarray | None) -> Markup | None:
+    """The images as points, near to each other where the network finds them alike; None for few images."""
+    if embeddings is None or len(embeddings) < MIN_MAPPED:
+        return None
+    from sklearn.manifold import TSNE  # as slow to import
+
+    rows = np.sort(np.random.default_rng(0).permutation(len(embeddings))[:MAX_MAPPED])
+    perplexity = min(30, (len(rows) - 1) / 3)
+    points = TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(embeddings[rows].astype(np.float32))
+    shown = [predictions[row] for row in rows.tolist()]
+    labels, is_right = [answer.label for answer in shown], [answer.is_right for answer in shown]
+    return embedding_svg(points, labels, is_right, [readable(name) for name in summary.class_names])
 
 
 def _classes(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str, Any]:

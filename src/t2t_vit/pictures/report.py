@@ -1,29 +1,29 @@
-"""The predictions of a finished run for its validation images, written as a page."""
+"""What a run's report is made of: the run, and the predictions of its best weights for validation images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader
+import numpy as np
 
 from t2t_vit.data.images import ImageSet
-from t2t_vit.data.loading import Batch
+from t2t_vit.inference.calibration import Calibration, softmax
 from t2t_vit.inference.evaluate import Accuracy
-from t2t_vit.inference.predictor import Predictor
+from t2t_vit.inference.predictions import Predictions
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import write_text
-from t2t_vit.runtime.machine import Machine
 
 
 class Answer(NamedTuple):
-    """The class that the network gives an image; `probability` is that of this class."""
+    """The class that the network gives an image, with its probability, and that of the image's label."""
 
     image_index: int
     label: int
     predicted: int
     probability: float
     in_top5: bool
+    label_probability: float
 
     @property
     def is_right(self) -> bool:
@@ -66,6 +66,10 @@ class RunSummary:
         images: those that were predicted.
         class_names: label to name.
         test: accuracy on the images of test/, None without them.
+        best_by: what the best weights were chosen by, "top1" or "balanced".
+        linear_percent: the accuracy of a linear classifier on tiny copies of validation images, where that is of
+            interest.
+        augmented: file of the sheet of training images as the network gets them, if there is one.
     """
 
     title: str
@@ -75,51 +79,50 @@ class RunSummary:
     images: ImageSet
     class_names: Sequence[str]
     test: Accuracy | None = None
+    best_by: str = "top1"
+    linear_percent: float | None = None
+    augmented: Path | None = None
+
+
+def answers_of(predictions: Predictions, temperature: float = 1.0) -> list[Answer]:
+    """The answer for each image that can be read, with calibrated probabilities."""
+    probabilities = softmax(predictions.logits, temperature)
+    order = (-probabilities).argsort(axis=1, kind="stable")
+    rows = np.arange(len(order))
+    columns = (
+        predictions.indices,
+        predictions.labels,
+        order[:, 0],
+        probabilities[rows, order[:, 0]],
+        (order[:, :5] == predictions.labels[:, None]).any(axis=1),
+        probabilities[rows, predictions.labels],
+    )
+    return list(map(Answer, *(column.tolist() for column in columns)))
 
 
 def write_report(
     path: Path,
-    checkpoint: Path,
-    loader: "DataLoader[Batch]",
-    summary: RunSummary,
+    summarize: Callable[[], RunSummary],
+    predictions: Predictions,
+    calibration: Calibration | None,
     *,
-    machine: Machine,
     display: Display,
 ) -> None:
     """Writes the report of a run. The run is safe by then: what goes wrong here is told, and nothing is raised.
 
     Args:
         path: the HTML file.
-        checkpoint: the weights to look at.
-        loader: batches of the images in the summary; of several processes, each has a part, and all call this.
-        summary: what is known without the weights.
-        machine: where and in which precision.
-        display: shows the progress and tells what goes wrong.
+        summarize: tells what is known without the weights.
+        predictions: of the best weights, for the images of the summary.
+        calibration: of these; None if there are no images.
+        display: tells what goes wrong.
     """
     try:
-        mine: list[Answer] | str = predict(Predictor(checkpoint, machine=machine), loader, display)
-    except Exception as error:  # the other processes wait in gather
-        mine = f"{type(error).__name__}: {error}"
-    parts = machine.gather(mine)
-    if not machine.is_main_process:
-        return
-    failures = [part for part in parts if isinstance(part, str)]
-    if not failures:
-        try:
-            from t2t_vit.pictures.page import page  # matplotlib is imported where a page is drawn
+        from t2t_vit.pictures.page import page  # matplotlib is imported where a page is drawn
 
-            write_text(path, page(summary, sorted(answer for part in parts for answer in part)))
-        except Exception as error:
-            failures = [f"{type(error).__name__}: {error}"]
-    display.say(f"warning: {path} is not written: {failures[0]}" if failures else f"report: {path}")
-
-
-def predict(predictor: Predictor, loader: "DataLoader[Batch]", display: Display) -> list[Answer]:
-    """The answers for this process's images, those that can be read."""
-    answers: list[Answer] = []
-    for batch, logits, _ in predictor.stream(loader, display=display, label="predicting for the report"):
-        likeliest = logits.float().softmax(dim=-1).cpu().topk(min(5, logits.shape[-1]))  # (B, 5)
-        in_top5 = (likeliest.indices == batch.targets[:, None]).any(dim=-1)
-        columns = (batch.indices, batch.targets, likeliest.indices[:, 0], likeliest.values[:, 0], in_top5)
-        answers += map(Answer, *(column.tolist() for column in columns))
-    return answers
+        answers = answers_of(predictions, calibration.temperature if calibration else 1.0)
+        write_text(path, page(summarize(), answers, calibration=calibration, embeddings=predictions.embeddings))
+    except Exception as error:
+        display.say(f"warning: {path} is not written: {type(error).__name__}: {error}")
+    else:
+        display.say(f"report: {path}")

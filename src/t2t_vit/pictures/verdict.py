@@ -41,7 +41,9 @@ def headline(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     """The accuracy, its confidence interval, and what it is to be compared with."""
     total, right = len(predictions), sum(prediction.is_right for prediction in predictions)
     label, count = _largest_class(predictions)
-    guessing = f"always answering {summary.class_names[label]} would be right for {100 * count / total:.1f} %"
+    rivals = f"always answering {summary.class_names[label]} would be right for {100 * count / total:.1f} %"
+    if summary.linear_percent is not None:
+        rivals += f", a linear classifier of 16 x 16 pixels for {summary.linear_percent:.0f} %"
     images = "validation images, by which the best weights were chosen,"
     if summary.test is not None and summary.test.num_images:
         total, images = summary.test.num_images, "images of test/, by which nothing was chosen,"
@@ -49,8 +51,20 @@ def headline(summary: RunSummary, predictions: Sequence[Answer]) -> str:
     low, high = confidence_interval(right, total)
     return (
         f"{100 * right / total:.1f} % of {total:,} {images} are right. "
-        f"With 95 % confidence it is {low:.1f} to {high:.1f} % of all such images; {guessing}."
+        f"With 95 % confidence it is {low:.1f} to {high:.1f} % of all such images; {rivals}."
     )
+
+
+def choice(summary: RunSummary) -> str:
+    """Which weights were kept and why: those of which step, raw or averaged, and what the others had."""
+    best, name = summary.best, {"top1": "top-1", "balanced": "balanced accuracy"}[summary.best_by]
+    sentence = f"Kept: the {best.weights} of step {best.step:,}, as they have the highest {name} of all evaluations."
+    row = next((row for row in summary.metrics if row["step"] == best.step), {})
+    if "ema_top1" in row:
+        kinds = (("averaged", "ema"), ("last", "val"))
+        both = [f"the {kind} weights had {row[f'{key}_{summary.best_by}']:.2f} %" for kind, key in kinds]
+        sentence += f" There {' and '.join(both)}, on {row['val_images']:,} images."
+    return sentence
 
 
 def advice(summary: RunSummary, predictions: Sequence[Answer]) -> list[str]:
@@ -59,7 +73,12 @@ def advice(summary: RunSummary, predictions: Sequence[Answer]) -> list[str]:
     low, high = confidence_interval(sum(prediction.is_right for prediction in predictions), total)
     guessing_percent = 100 * _largest_class(predictions)[1] / total
     sentences = []
-    if low <= guessing_percent:
+    if summary.linear_percent is not None and summary.linear_percent > high:
+        sentences.append(
+            "Even a linear classifier of 16 x 16 pixels is better: the network has hardly learnt what is plain to see. "
+            "Train for more --steps, or start from pretrained weights with t2t-vit transfer."
+        )
+    elif low <= guessing_percent:
         sentences.append(
             "This may be no better than guessing. Look at the images with t2t-vit data; if they are right, train for "
             "more --steps, or start from pretrained weights with t2t-vit transfer."

@@ -32,13 +32,13 @@ class Stopwatch:
         self._since = now
 
     def read(self, num_images: int) -> dict[str, float]:
-        """The images per second, and the share of each purpose in percent; the rest went to checkpoints."""
+        """The seconds, images per second, and the share of each purpose in percent; the rest went to checkpoints."""
         elapsed_s = time.monotonic() - self._began
         seconds = dict(self._seconds)
         if not self._host_apart:
             seconds["device_wait"] += seconds.pop("host")
         shares = {f"{what}_percent": 100 * seconds[what] / elapsed_s for what in SHARES if what in seconds}
-        return {"images_per_second": num_images / elapsed_s, **shares}
+        return {"steps_s": elapsed_s, "images_per_second": num_images / elapsed_s, **shares}
 
 
 def shares_in_words(row: Mapping[str, Any]) -> str:

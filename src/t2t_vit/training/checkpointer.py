@@ -68,6 +68,15 @@ def read_weights(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
 
 
+def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
+    """Adds a temperature, and what it brings, to a checkpoint with the best weights.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_checkpoint(path, torch.load(path, map_location="cpu", weights_only=True) | {"calibration": dict(calibration)})
+
+
 def read_training_state(path: Path) -> dict[str, Any]:
     """A checkpoint of ours, to go on training from.
 

@@ -209,6 +209,13 @@ class Learner:
         for part, (own, their) in enumerate(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)):
             yield own, their, len(own) / full, part == parts - 1
 
+    def inputs(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Images, (B, C, H, W), normalised, erased and mixed as that step gets them, and their labels or mixtures."""
+        self._seed(step)
+        parts = [(images, targets) for images, targets, *_ in self._parts(batch)]
+        images, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+        return images, targets
+
     def averaged_model(self) -> nn.Module:
         """The network with the moving average of the weights."""
         return self.task.get_eval_model(ema=True)

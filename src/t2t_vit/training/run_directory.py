@@ -22,6 +22,7 @@ class RunDirectory:
         last: the checkpoint for --resume.
         best: the checkpoint with the best weights.
         report: the report as HTML.
+        augmented: a sheet of training images as the network gets them.
         bad_steps: a line for each skipped step.
     """
 
@@ -29,6 +30,7 @@ class RunDirectory:
         self.path = path
         self.last, self.best = path / "last.pt", path / "best.pt"
         self.report = path / "report.html"
+        self.augmented = path / "augmented.png"
         self.bad_steps = path / "bad_steps.jsonl"
 
     def prepare(self, *, resume: bool) -> None:

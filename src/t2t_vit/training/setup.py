@@ -32,6 +32,7 @@ from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.interruption import Interruption
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.plan import NUM_REHEARSED, expectation, make_plan, measure_speed
+from t2t_vit.training.preview import show_augmented
 from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import scaling_in_words
 from t2t_vit.training.run_directory import RunDirectory
@@ -292,6 +293,8 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
                 on_cpu=run.machine.device.type == "cpu",
             )
         )
+        names, sheet = run.source.class_names, run.directory.augmented
+        run.machine.ask_main_process(lambda: show_augmented(run.learner, run.train_loader, names, sheet))
         display.say(expectation(progress.plan, speed, networks=1 + config.model_ema, num_val=num_val))
     run.learner.schedule_steps(progress.plan.num_steps, done=progress.step)
     run.began_s = time.monotonic() - progress.elapsed_s
