@@ -51,7 +51,7 @@ def test_what_goes_wrong_is_told_and_the_run_is_safe(tiny_config, monkeypatch, c
 
 
 def test_a_page_that_cannot_be_drawn_is_told(tmp_path, capsys):
-    write_report(tmp_path / "report.html", None, PREDICTIONS, None, display=Display())
+    write_report(tmp_path / "report.html", lambda: None, PREDICTIONS, None, display=Display())
     assert f"warning: {tmp_path}/report.html is not written: AttributeError: " in capsys.readouterr().out
 
 

@@ -30,13 +30,14 @@ def watch_steps(turn, *, host_apart):
 
 def test_shares_are_of_all_the_time_and_checkpoints_are_the_rest(turn):
     assert watch_steps(turn, host_apart=True) == {
-        "images_per_second": 1.5, "data_wait_percent": 30.0, "host_percent": 10.0, "device_wait_percent": 20.0,
+        "steps_s": 20.0, "images_per_second": 1.5, "data_wait_percent": 30.0,
+        "host_percent": 10.0, "device_wait_percent": 20.0,
     }  # fmt: skip
 
 
 def test_where_the_host_is_the_device_no_share_of_its_own_is_told(turn):
     assert watch_steps(turn, host_apart=False) == {
-        "images_per_second": 1.5, "data_wait_percent": 30.0, "device_wait_percent": 30.0,
+        "steps_s": 20.0, "images_per_second": 1.5, "data_wait_percent": 30.0, "device_wait_percent": 30.0,
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def fit(run: Run) -> None:
         UserError: the gradient stays infinite, or the last checkpoint cannot be written.
     """
     progress = run.progress
-    with run.interruption.watch():
+    with run.interruption.watch(), run.display.table(*columns(run)) as table:
         while not run.is_finished():
             timing = learn_until(run, run.next_stop())
             run.correct_plan()
@@ -56,7 +56,7 @@ def fit(run: Run) -> None:
             progress.add_row({**row, **timing, "memory_gb": memory_gb, "elapsed_s": run.elapsed_s()})
             progress.best = best
             run.save(evaluated=True)
-            run.display.say(progress_line(run))
+            table.add(progress_cells(run), progress_line(run), is_best=best.step == progress.step)
             run.trackers.log(numbers_of(progress.metrics[-1]))
             if run.interruption.in_any_process():
                 return
@@ -183,17 +183,47 @@ def warn(run: Run, what: str, sentences: list[str] | tuple[str, ...]) -> None:
     run.display.say(f"warning: {what}: {abbreviate(sentences, separator='; ')}")
 
 
+def columns(run: Run) -> list[str]:
+    """The heading of the table on the terminal."""
+    kind = "balanced" if run.config.best_by == "balanced" else "top-1"
+    return ["step", "epoch", "loss", "val loss", f"{kind} %", "average %", "images/s", "left"]
+
+
+def progress_cells(run: Run) -> list[str]:
+    """The row of the table on the terminal after an evaluation."""
+    row, kind = run.progress.metrics[-1], run.config.best_by
+    average = f"{row[f'ema_{kind}']:.2f}" if "ema_top1" in row else ""
+    return [
+        f"{row['step']:,}",
+        f"{row['epoch'] + 1}",
+        _loss_in_words(row),
+        f"{row['val_loss']:.4f}",
+        f"{row[f'val_{kind}']:.2f}",
+        average,
+        f"{row['images_per_second']:,.0f}",
+        format_duration(_remaining_s(run)),
+    ]
+
+
+def _loss_in_words(row: dict[str, Any]) -> str:
+    return "none" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+
+
+def _remaining_s(run: Run) -> float:
+    row, progress = run.progress.metrics[-1], run.progress
+    return row["elapsed_s"] / progress.step * (progress.plan.num_steps - progress.step)
+
+
 def progress_line(run: Run) -> str:
-    """The line that a person reads after an evaluation."""
+    """The line of a log after an evaluation."""
     row, progress = run.progress.metrics[-1], run.progress
     num_steps = progress.plan.num_steps
-    loss = "none" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
     kind, name = ("balanced", "balanced") if run.config.best_by == "balanced" else ("top1", "top-1")
+    step = f"step {progress.step:{len(str(num_steps))}d}/{num_steps}"
     ema = f"  EMA {row[f'ema_{kind}']:6.2f} %" if "ema_top1" in row else ""
-    remaining_s = row["elapsed_s"] / progress.step * (num_steps - progress.step)
     return (
-        f"step {progress.step:{len(str(num_steps))}d}/{num_steps}  epoch {row['epoch'] + 1}  loss {loss}  "
+        f"{step}  epoch {row['epoch'] + 1}  loss {_loss_in_words(row)}  "
         f"val loss {row['val_loss']:.4f}  {name} {row[f'val_{kind}']:6.2f} %{ema}  lr {row['lr']:.2e}  "
         f"{row['images_per_second']:.0f} images/s  {shares_in_words(row)}  {row['memory_gb']:.1f} GB  "
-        f"{format_duration(remaining_s)} left"
+        f"{format_duration(_remaining_s(run))} left"
     )
