@@ -160,9 +160,3 @@ def test_json(faulty, tmp_path, capsys):
     ]
     assert [(suspect["image"], suspect["reason"]) for suspect in content["suspects"]] == EXPECTED
     assert content["list"] == str(tmp_path / "out" / "suspects.csv")
-
-
-def test_workers_without_verify_are_refused():
-    with pytest.raises(UserError) as told:
-        data_command(DataConfig(data="digits", workers=2))
-    assert str(told.value) == "--workers decodes for --verify, and has no effect without it: leave it out."

@@ -1,6 +1,7 @@
 """Labels with probabilities, for images from anywhere."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,13 +62,12 @@ def find_images(words: Sequence[str]) -> list[Path | str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted, without hidden files and folders."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in image_extensions()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """The image files in a folder, sorted, without hidden files and folders. Links are followed."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in image_extensions())
 
 
 def _as_json(prediction: Prediction) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from t2t_vit.data.config import DataConfig
 from t2t_vit.data.images import ImageSet
 from t2t_vit.data.sources import Source, open_configured
 from t2t_vit.data.suspects import BLANK, CONFLICT, EXACT, NEAR, ODD_SHAPE, TINY, UNREADABLE, WRONG_LABEL, Suspects
-from t2t_vit.errors import UserError
 from t2t_vit.pictures.html import render, thumbnail
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.durations import parse_duration
@@ -42,8 +41,6 @@ def data_command(config: DataConfig) -> int:
     Returns:
         The exit code: 2 if --verify finds unreadable images, else 0.
     """
-    if config.workers is not None and not config.verify:
-        raise UserError("--workers decodes for --verify, and has no effect without it: leave it out.")
     source = open_configured(config)
     if not config.json:
         print(summarize(source, {}).describe_classes(), flush=True)  # decoding may take long
