@@ -1,6 +1,7 @@
 """Finds faults that were planted in clean data, and counts the false alarms; measures how long that takes.
 
     python benchmarks/planted_faults.py            # digits, and photographs cut into tiles (needs scikit-image)
+    python benchmarks/planted_faults.py --groups   # groups on both sides of a split, and with --group-by
     python benchmarks/planted_faults.py --cost     # seconds and memory of `t2t-vit data` on 1,800 and 20,000 images
 
 The clean sets are scikit-learn's 1,797 digits and tiles of 64 pixels of seven photographs of scikit-learn and
@@ -25,6 +26,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from t2t_vit.data.check import inspect_data
 from t2t_vit.data.sources import open_source
+from t2t_vit.data.splitting import divided_groups
 from t2t_vit.data.suspects import EXACT
 
 Images = list[tuple[Image.Image, str]]
@@ -135,6 +137,25 @@ def count_found(folder: Path, faults: dict[str, str]) -> tuple[dict[str, str], d
     return told, dict(false), report.num_images, seconds
 
 
+def count_divided(images: Images, folder: Path) -> dict[str, object]:
+    """Groups of five images of a class, such as frames of a video: how many a split divides, and how it shares classes."""
+    numbers = Counter[str]()
+    for image, label in images:
+        path = folder / label / f"clip{numbers[label] // 5:03d}-{label}_{numbers[label] % 5}.png"
+        numbers[label] += 1
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    pattern, row = r"clip[0-9]+-[^_]+", {}
+    for name, settings in {"without": {}, "with": {"group_by": pattern}}.items():
+        source = open_source(str(folder), **settings)
+        divided = divided_groups(source.train.names, source.val.names, pattern)
+        val, train = (np.bincount(part.labels) for part in (source.val, source.train))
+        shares = 100 * val / (val + train)
+        row[f"divided {name}"] = len(divided)
+        row[f"val percent of a class {name}"] = f"{shares.min():.1f} to {shares.max():.1f}"
+    return {"groups": sum(-(-count // 5) for count in numbers.values()), **row}
+
+
 def measure_cost(make: Callable[[Path, int], None], count: int) -> dict[str, object]:
     """Seconds and peak memory of `t2t-vit data` as a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -166,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--mnist", type=Path)
+    parser.add_argument("--groups", action="store_true")
     parser.add_argument("--cost", action="store_true")
     chosen = parser.parse_args()
     if chosen.cost:
@@ -174,6 +196,10 @@ def main() -> None:
         return
     sets = {"digits": digits(), "tiles": tiles()} | ({"mnist": mnist(chosen.mnist)} if chosen.mnist else {})
     for name, images in sets.items():
+        if chosen.groups:
+            with tempfile.TemporaryDirectory() as folder:
+                print(json.dumps({"set": name, **count_divided(images, Path(folder))}), flush=True)
+            continue
         for seed in range(chosen.seeds):
             for faulty in (False, True):
                 with tempfile.TemporaryDirectory() as folder:

@@ -112,3 +112,13 @@ def test_a_read_only_output_is_told(tmp_path, picture_folder, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert main(["train", str(picture_folder), *TINY, "--output", str(tmp_path / "locked/run")]) == 2
     assert "cannot be written: Permission denied. Choose another --output." in capsys.readouterr().err
+
+
+def test_links_that_lead_in_circles_end(tmp_path, picture_folder, write_small_checkpoint, capsys):
+    folder = tmp_path / "round"
+    shutil.copytree(picture_folder / "val/lying", folder / "lying")
+    (folder / "lying/up").symlink_to(folder)
+    (folder / "again").symlink_to(folder)
+    path = write_small_checkpoint(tmp_path / "small.pt", num_classes=2)
+    assert main(["predict", str(folder), "--checkpoint", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4

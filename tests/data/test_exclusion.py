@@ -93,3 +93,19 @@ def test_a_list_that_does_not_fit_is_told(tmp_path, folder, refusal, name, text,
 
 def test_a_list_that_cannot_be_read_is_told(tmp_path, folder, refusal):
     assert refusal(folder, exclude=str(tmp_path)) == f"{tmp_path} cannot be read: Is a directory. {EXPECTED}."
+
+
+def test_spaces_around_names_stay_in_a_table(tmp_path, draw):
+    for name in (" b/1 .png", " b/2.png", " b/3.png", "c/1.png", "c/2.png"):
+        draw(tmp_path / "pets" / name)
+    source = open_source(str(tmp_path / "pets"), exclude=write(tmp_path, "image\n b/1 .png\n"))
+    assert source.split["excluded"] == [" b/1 .png"]
+
+
+def test_a_test_part_without_an_image_is_none(tmp_path, class_folders):
+    for part in ("train", "val", "test"):
+        class_folders(tmp_path / "parts" / part, cat=2, dog=2)
+    names = [f"test/{label}/{i}.png" for label in ("cat", "dog") for i in range(2)]
+    source = open_source(str(tmp_path / "parts"), exclude=write(tmp_path, "\n".join(names), "a.txt"))
+    assert source.test is None
+    assert f"--exclude leaves no image of {tmp_path}/parts/test, which is left out" in source.notes

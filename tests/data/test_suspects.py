@@ -129,7 +129,9 @@ def test_labels_that_nothing_can_tell_are_not_judged():
     labels = np.random.default_rng(0).integers(0, 2, 80).tolist()
     suspects = suspects_of(train=(scenes(80), labels))
     assert not suspects.labels_told
-    assert str(suspects) == "none, among 80 images; labels cannot be judged by so simple a classifier"
+    assert (
+        str(suspects) == "none, among 80 images; labels not judged: too few images, or too hard for a simple classifier"
+    )
     assert not suspects_of(train=(scenes(8), [0, 1] * 4)).labels_told
     assert not suspects_of(train=(scenes(40), [0] * 40)).labels_told
 
@@ -158,9 +160,13 @@ def test_large_sets_are_compared_in_part(monkeypatch):
 
 def test_many_classes_are_judged_in_part(monkeypatch):
     monkeypatch.setattr("t2t_vit.data.suspects.MAX_CLASSES", 4)
-    digits = open_source("digits")
+    digits, judged = open_source("digits"), []
+    monkeypatch.setattr(
+        "t2t_vit.data.suspects.doubtful_labels", lambda copies, labels: judged.extend(labels.tolist()) or []
+    )
     suspects = find_suspects(look_at(digits, limit_s=60), digits.class_names)
-    assert (suspects.num_classes, suspects.labels_told) == (4, True)
+    assert suspects.labels_told
+    assert set(judged) == {0, 3, 6, 9}
 
 
 def test_features_do_not_depend_on_their_company():
@@ -178,5 +184,27 @@ def test_features_do_not_depend_on_their_company():
 
 def test_the_reasons_of_a_list_are_counted():
     suspects = suspects_of(train=([*scenes(20), scenes(20)[0]], [0] * 21))
-    assert suspects.images == {"train/20"}
+    assert [one.image for one in suspects.found] == ["train/20"]
     assert Counter(one.reason for one in suspects.found) == suspects.count()
+
+
+@pytest.mark.parametrize("count", [3, 10, 12, 30])
+def test_many_copies_of_an_image_are_found(count):
+    rng = np.random.default_rng(1)
+    first = np.asarray(scenes(1, seed=9)[0], float)
+    noisy = [np.clip(first + rng.normal(0, 4, first.shape), 0, 255) for _ in range(count)]
+    copies = [Image.fromarray(pixels.astype(np.uint8)) for pixels in noisy]
+    suspects = suspects_of(train=(scenes(400) + copies, [0] * (400 + count)))
+    assert suspects.count() == {"near duplicate": count - 1}
+
+
+def test_of_copies_with_few_other_labels_these_are_the_conflict():
+    pictures = scenes(40)
+    pictures += [pictures[3]] * 4
+    found = suspects_of(train=(pictures, [0] * 42 + [1, 0])).found
+    assert [(one.image, one.reason, one.like) for one in found] == [
+        ("train/42", "duplicate with another label", "train/3"),
+        ("train/40", "exact duplicate", "train/3"),
+        ("train/41", "exact duplicate", "train/3"),
+        ("train/43", "exact duplicate", "train/3"),
+    ]

@@ -48,3 +48,11 @@ def test_a_temperature_changes_no_answer():
     assert (softmax(logits, 5.0).argmax(axis=1) == logits.argmax(axis=1)).all()
     assert reliability(logits, labels, 5.0).right.sum() == reliability(logits, labels, 1.0).right.sum()
     np.testing.assert_allclose(softmax(logits).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_what_is_not_finite_is_left_out():
+    logits, labels = answers(50, 1.0)
+    logits[::2] = np.nan
+    assert calibrate(logits, labels).to_plain()["num_images"] == 25
+    assert calibrate(np.full((3, 2), np.nan), np.zeros(3, int)) is None
+    assert Reliability.of(np.array([np.nan, 1.0]), np.array([False, True])).counts.tolist() == [1] + [0] * 13 + [1]

@@ -160,3 +160,42 @@ def test_json(faulty, tmp_path, capsys):
     ]
     assert [(suspect["image"], suspect["reason"]) for suspect in content["suspects"]] == EXPECTED
     assert content["list"] == str(tmp_path / "out" / "suspects.csv")
+
+
+def test_a_list_that_is_in_use_stays_and_the_next_one_has_its_images_too(faulty, tmp_path):
+    run(faulty, tmp_path)
+    path = tmp_path / "out" / "suspects.csv"
+    before = path.read_text()
+    Image.new("RGB", (32, 32), "blue").save(faulty / "train/lying/blue.png")
+    run(faulty, tmp_path, exclude=str(path))
+    assert path.read_text() == before
+    left_out = [(name, "left out before") for name, _ in sorted(EXPECTED)]
+    assert rows_of(tmp_path / "out" / "suspects-2.csv") == [("train/lying/blue.png", "blank"), *left_out]
+
+
+def test_a_list_of_other_data_stays(faulty, tmp_path):
+    run(faulty, tmp_path)
+    before = (tmp_path / "out" / "suspects.csv").read_text()
+    other = tmp_path / "other"
+    faulty.rename(other)
+    (other / "train/lying/broken.png").unlink()
+    run(other, tmp_path)
+    assert (tmp_path / "out" / "suspects.csv").read_text() == before
+    assert (tmp_path / "out" / "suspects-2.csv").exists()
+
+
+def test_the_command_of_the_page_opens_the_same_data(faulty, tmp_path):
+    run(faulty, tmp_path, group_by="[0-9]+", background="black")
+    page = (tmp_path / "out" / "suspects.html").read_text()
+    assert "--group-by &#39;[0-9]+&#39; --background black --exclude" in page
+
+
+def test_json_of_names_that_are_no_text_is_ascii(tmp_path, picture_folder, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "odd" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8), "red").save(tmp_path / "odd" / name / f"{i}\udcff.png")
+    run(tmp_path / "odd", tmp_path, json=True)
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out)["suspects"][0]["class"] == "a"

@@ -27,7 +27,7 @@ def test_a_run_ends_with_its_report(tiny_config, capsys):
     trained = run_training(tiny_config())
     page = (trained.output / "report.html").read_text(encoding="utf-8")
     wrong = round(8 * (1 - trained.best_top1 / 100))
-    assert f"<b>{trained.best_top1:.2f} %</b> <span>{wrong} of 8 images wrong</span>" in page
+    assert f"<b>{trained.best_top1:.2f} %</b> <span>{wrong} of 8 images wrong; " in page
     best = torch.load(trained.output / "best.pt", weights_only=True)["chosen"]
     assert f"<b>{best['step']}</b> <span>of 6: the {best['weights']}</span>" in page
     assert sum(cells_of(page).values()) == 8

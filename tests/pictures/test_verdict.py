@@ -117,3 +117,9 @@ def test_the_kept_weights_are_told_with_the_others():
         replace(summary, best_by="balanced")
     )
     assert choice(summary_of()).endswith("highest top-1 of all evaluations.")  # without an average
+
+
+def test_a_stopped_run_says_so_first():
+    (first, *others) = advice(summary_of(FALLING, stopped_at=(60, 200)), GOOD)
+    assert first == "The run was stopped after step 60 of 200. t2t-vit train --resume goes on with it."
+    assert others == []  # what falls at the end need not be told of one that has not ended

@@ -373,8 +373,8 @@ def test_balance_that_cannot_help_is_refused(uneven, tiny_config):
     with pytest.raises(UserError) as told:
         run_training(tiny_config(data=str(uneven), balance=True))
     assert str(told.value) == (
-        "--balance would repeat the only training image of lying about 6 times an epoch. "
-        "Add images, remove the class, or leave it out."
+        "--balance would draw the only training image of a class again and again: lying. "
+        "Add images, remove the class, or leave --balance out."
     )
 
 
@@ -388,3 +388,25 @@ def test_the_best_weights_are_those_that_were_asked_for(best_by, chosen, tiny_co
     assert best["balanced"] == {1: 55.0, 2: 60.0}[chosen]
     told = {"top1": "best top-1 60.00 % on 8", "balanced": "best balanced accuracy 60.00 %, top-1 50.00 % on 8"}
     assert told[best_by] in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_still_ends(tiny_config):
+    result = run_training(tiny_config(lr=1e30, warmup_epochs=0, clip_grad=None))
+    assert result.metrics
+    assert (result.output / "best.pt").exists()
+
+
+# Images that are left out
+
+
+def test_a_run_keeps_its_own_list_of_images_that_are_left_out(tiny_config, tmp_path, capsys):
+    given = tmp_path / "list.txt"
+    given.write_text("train/lying/0.png\nval/lying/0.png\n")
+    result = run_training(tiny_config(exclude=str(given), epochs=1))
+    assert (result.output / "excluded.txt").read_text() == given.read_text()
+    given.unlink()
+    assert main(["report", str(result.output), "--device", "cpu"]) == 0
+    assert run_training(tiny_config(epochs=1, resume=True, exclude=str(result.output / "excluded.txt"))).metrics
+    (result.output / "excluded.txt").write_text("train/lying/0.png\n")
+    assert main(["report", str(result.output), "--device", "cpu"]) == 2
+    assert "are others now: it would be measured on images that it may have learnt from" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from t2t_vit.data.looks import Looks
 from t2t_vit.data.pixels import Picture
 from t2t_vit.data.sources import Source
 from t2t_vit.data.statistics import spread
-from t2t_vit.data.suspects import Suspects, find_suspects
+from t2t_vit.data.suspects import COLUMNS, Suspects, find_suspects
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.console import Display
 
@@ -74,7 +74,7 @@ class DataReport:
             times = f"{trained[largest] / trained[smallest]:.0f} times"
             sentences.append(
                 f"{largest} has {times} as many training images as {smallest}: "
-                "a network may never name the rare classes. Look at the accuracy of each class in the report."
+                "a network may never name the rare classes. Try train --balance, and look at the accuracy of each."
             )
         if self.unreadable:
             rest = "" if self.num_tried == self.num_images else f" {_advice(self.name)}"
@@ -143,7 +143,9 @@ class DataReport:
             "test": self.num_test,
             "notes": list(self.notes),
             "labels": None if self.agreement is None else asdict(self.agreement),
-            "suspects": [suspect._asdict() for suspect in self.suspects.found] if self.suspects else [],
+            "suspects": [dict(zip(COLUMNS, suspect, strict=True)) for suspect in self.suspects.found]
+            if self.suspects
+            else [],
             "warnings": self.warnings,
         }
 
@@ -156,7 +158,7 @@ def first_look(source: Source) -> str:
     Raises:
         UserError: most of these images cannot be read.
     """
-    looks = {part: Looks(images) for part, images in _parts(source).items() if part != "test"}
+    looks = {part: Looks(images) for part, images in source.parts.items() if part != "test"}
     for part, look in looks.items():
         look.add(spread(len(look.images), NUM_FIRST))
         if len(look.unreadable) > len(look.seen):  # what is left is hardly the data that was meant
@@ -180,7 +182,12 @@ def inspect_data(source: Source, *, limit_s: float = LOOK_S, display: Display | 
 
 
 def compare_labels(source: Source, *, limit_s: float) -> Agreement | None:
-    """How well a linear classifier of tiny copies tells a sample of the images; None if they are too few."""
+    """How well a linear classifier of tiny copies tells a sample of the images.
+
+    None if there are too few images, or so many classes that only a part of them would be told apart.
+    """
+    if len(source.class_names) > MAX_CLASSES:
+        return None
     looks = {"train": Looks(source.train), "val": Looks(source.val)}
     _look_at_compared(source, looks, limit_s)
     return _agreement(source, looks)
@@ -198,7 +205,7 @@ def look_at(source: Source, *, limit_s: float, display: Display | None = None) -
     Raises:
         UserError: no image can be read.
     """
-    parts = {part: Looks(images) for part, images in _parts(source).items()}
+    parts = {part: Looks(images) for part, images in source.parts.items()}
     began_s = time.monotonic()
     total = sum(len(look.images) for look in parts.values())
     with (display or Display(silent=True)).steps("looking at images", total) as steps:
@@ -212,6 +219,8 @@ def look_at(source: Source, *, limit_s: float, display: Display | None = None) -
             still -= len(rows)
     if not any(look.seen for look in parts.values()):
         unreadable = [error for look in parts.values() for error in look.unreadable.values()]
+        if not unreadable:
+            raise UserError("--max-time was over before an image was read: give more.")
         raise UserError(f"None of {len(unreadable)} images of {source.name} can be read: {_with_reasons(unreadable)}.")
     return parts
 
@@ -224,11 +233,6 @@ def _look_at_compared(
     for place, (part, count) in enumerate(COMPARED.items(), start=1):
         rows = _sample(looks[part].images, classes, count)
         looks[part].add(rows, until_s=began_s + place / len(COMPARED) * limit_s, advance=advance)
-
-
-def _parts(source: Source) -> dict[str, ImageSet]:
-    parts = {"train": source.train, "val": source.val}
-    return parts if source.test is None else {**parts, "test": source.test}
 
 
 def verify(source: Source, *, workers: int | None = None) -> list[str]:
@@ -268,7 +272,7 @@ def summarize(
         counts=dict(zip(source.class_names, counts, strict=True)),
         num_test=len(source.test or ()),
         notes=source.notes,
-        num_images=sum(len(images) for images in _parts(source).values()),
+        num_images=sum(len(images) for images in source.parts.values()),
         num_tried=len(seen) + len(unreadable),
         unreadable=unreadable,
         mean_size=(fmean(one.height for one in seen), fmean(one.width for one in seen)) if seen else (0.0, 0.0),

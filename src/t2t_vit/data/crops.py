@@ -1,6 +1,7 @@
 """Random crops, drawn before an image is decoded: a large image is then decoded no larger than its crop needs."""
 
 import random
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,22 @@ class Box(NamedTuple):
     top: int
     right: int
     bottom: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Takes the whole image, and has a JPEG decoded smaller as long as its shorter side keeps so many pixels."""
+
+    least_px: int
+
+    def choose(self, width: int, height: int) -> Box:
+        return Box(0, 0, width, height)
+
+    def reduction(self, box: Box) -> int:
+        return max(1, min(box.right, box.bottom) // self.least_px)
+
+    def resize(self, pixels: np.ndarray) -> Picture:
+        return to_picture(np.ascontiguousarray(pixels))
 
 
 class Crop(Protocol):

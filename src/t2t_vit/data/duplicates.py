@@ -3,7 +3,8 @@
 How near is near depends on the images: two different digits are as alike as two photographs of a scene. So the nearest
 neighbour of an image is measured by the distance of its tenth nearest. In a space of m dimensions, of N images with no
 copies among them about N (k - 1) r^m have a neighbour nearer than r times the k-th nearest; m is what the distances
-themselves say (Levina & Bickel, 2004), and r is chosen so that half an image is to be expected.
+themselves say (Levina & Bickel, 2004), and r is chosen so that half an image is to be expected. The tenth neighbour of
+an image with ten copies is one of them: so no image's distance counts for less than that of the densest tenth.
 """
 
 from collections import defaultdict
@@ -17,7 +18,7 @@ FEATURELESS = 6.0
 """Contrast, of 255 grey levels, below which images are all alike: a wall, or the sky."""
 SOFTENING = 100.0
 """Added to the norm by which a copy is divided, so that the noise of a pale image does not count like its content."""
-EXACT, NEAR = "exact", "near"
+DENSEST = 0.1
 
 
 def equal_images(digests: Sequence[bytes]) -> list[list[int]]:
@@ -52,6 +53,7 @@ def near_images(copies: np.ndarray) -> list[list[int]]:
     logarithms = np.log(scale[:, None] / distances[:, :-1]).sum(axis=1)
     dimension = np.median((NUM_NEIGHBOURS - 1) / np.maximum(logarithms, 1e-6))
     nearness = (EXPECTED_FALSE / ((NUM_NEIGHBOURS - 1) * len(points))) ** (1 / dimension)
+    scale = np.maximum(scale, np.quantile(scale, DENSEST))
     near = distances < nearness * np.minimum(scale[:, None], scale[neighbours])
     ones, places = np.nonzero(near)
     graph = coo_array((np.ones(len(ones)), (ones, neighbours[ones, places])), shape=(len(points),) * 2)

@@ -35,8 +35,8 @@ def read_excluded(path: str) -> frozenset[str]:
             raise UserError(f"{path} has the columns {abbreviate(table.fieldnames or ['none'])}. {expected}.")
         names = [row[IMAGE_COLUMN] or "" for row in rows]
     else:
-        names = text.splitlines()
-    found = frozenset(name.strip() for name in names if name.strip())
+        names = [line.strip() for line in text.splitlines()]
+    found = frozenset(name for name in names if name)
     if not found:
         raise UserError(f"{path} names no image. {expected}.")
     return found

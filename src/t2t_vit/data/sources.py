@@ -54,6 +54,12 @@ class Source:
     notes: tuple[str, ...] = ()
 
     @property
+    def parts(self) -> dict[str, ImageSet]:
+        """The images by part: train, val and, where there is one, test."""
+        parts = {"train": self.train, "val": self.val}
+        return parts if self.test is None else {**parts, "test": self.test}
+
+    @property
     def short_name(self) -> str:
         """The name without the folders before it."""
         return Path(self.name).name
@@ -130,6 +136,8 @@ def open_source(
             test = replace(test, labels=[class_names.index(test_names[label]) for label in test.labels])
             read.append(test)
             test = without(test, excluded)
+            if len(test) == 0:
+                test, notes = None, (*notes, f"--exclude leaves no image of {splits.test.title}, which is left out")
     refuse_unknown(excluded, read, data)
     notes = (*notes, *_name_ignored(read))
     if excluded:

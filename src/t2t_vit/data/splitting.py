@@ -11,6 +11,7 @@ import numpy as np
 
 from t2t_vit.data.images import ImageSet
 from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.runtime.files import as_bytes
 
 NUM_TRIED = 50
 """Orders of the groups that are tried for a split whose sizes are near to what is wanted."""
@@ -146,32 +147,38 @@ def _choose_groups(
     """
 
     def deviation(val: np.ndarray) -> float:
-        return float(np.square(val - val_fraction).mean() + (val == 0).sum())
+        return float(np.square(val - val_fraction).sum() + (val == 0).sum())
 
     names = sorted(set(groups))
     number_of = {name: number for number, name in enumerate(names)}
     numbers = np.array([number_of[group] for group in groups])
-    counts = np.zeros((len(names), len(class_names)))
-    np.add.at(counts, (numbers, np.asarray(images.labels)), 1)
-    in_one = [class_names[label] for label in np.flatnonzero((counts > 0).sum(axis=0) == 1).tolist()]
+    # Groups and their classes: a table of all with all would be large.
+    pairs, counts = np.unique(np.stack([numbers, np.asarray(images.labels)]), axis=1, return_counts=True)
+    of_classes = np.bincount(images.labels, minlength=len(class_names))
+    in_one = [class_names[label] for label in np.flatnonzero(np.bincount(pairs[1]) == 1).tolist()]
     if in_one:
         raise UserError(
             f"--group-by finds one group only in these classes, which cannot be on both sides of the split: "
             f"{abbreviate(in_one)}. Add images of other groups, remove the classes, or make val/ yourself."
         )
-    shares = counts / counts.sum(axis=0)
+    bounds = np.searchsorted(pairs[0], np.arange(1, len(names)))
+    classes = np.split(pairs[1], bounds)
+    shares = np.split(counts / of_classes[pairs[1]], bounds)
     best, least = np.zeros(len(names), bool), math.inf
     for attempt in range(NUM_TRIED):
         chosen, val = np.zeros(len(names), bool), np.zeros(len(class_names))
         for group in sorted(range(len(names)), key=lambda group: _rank(f"{seed} {attempt} {names[group]}")):
-            more = val + shares[group]
-            if deviation(more) < deviation(val) and (more < 1 - 1e-9).all():  # each class keeps a group to train on
-                chosen[group], val = True, more
-        if deviation(val) < least:
-            best, least = chosen, deviation(val)
+            before = val[classes[group]]
+            after = before + shares[group]
+            # Each class keeps a group to train on.
+            if deviation(after) < deviation(before) and (after < 1 - 1e-9).all():
+                chosen[group], val[classes[group]] = True, after
+        found = deviation(val) / len(class_names)
+        if found < least:
+            best, least = chosen, found
         if least < NEAR**2:
             break
-    if least >= 1:
+    if not set(pairs[1].tolist()) <= set(pairs[1][best[pairs[0]]].tolist()):
         raise UserError(
             f"The {len(names)} groups of --group-by allow no split with each class on both sides: "
             "give another --val-fraction, add images of other groups, or make val/ yourself."
@@ -180,7 +187,7 @@ def _choose_groups(
 
 
 def _rank(text: str) -> bytes:
-    return hashlib.sha1(_bytes(text)).digest()
+    return hashlib.sha1(as_bytes(text)).digest()
 
 
 def without(images: ImageSet, excluded: Collection[str]) -> ImageSet:
@@ -200,10 +207,6 @@ def _fingerprint(train: ImageSet, val: ImageSet) -> dict[str, Any]:
     sha1 = hashlib.sha1()
     for images in (train, val):
         for name in sorted(images.names):
-            sha1.update(_bytes(name + "\n"))
+            sha1.update(as_bytes(name + "\n"))
         sha1.update(b"\n")
     return {"num_train": len(train), "num_val": len(val), "fingerprint": sha1.hexdigest()}
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")  # file names need not be valid text

@@ -28,6 +28,9 @@ PARTS = ("test", "val", "train")
 """Of an image that is there twice, the first of these parts keeps its copy."""
 
 
+COLUMNS = ("image", "part", "class", "reason", "detail", "like")
+
+
 class Suspect(NamedTuple):
     """A row of suspects.csv.
 
@@ -56,18 +59,11 @@ class Suspects:
         found: in the order of `REASONS`, the surest first.
         num_compared: images among which duplicates were looked for.
         labels_told: whether the labels could be judged.
-        num_classes: classes among which they were.
     """
 
     found: tuple[Suspect, ...]
     num_compared: int
     labels_told: bool
-    num_classes: int
-
-    @property
-    def images(self) -> set[str]:
-        """The names of the suspects, each once."""
-        return {suspect.image for suspect in self.found}
 
     def count(self) -> dict[str, int]:
         """How many there are for each reason that there is."""
@@ -76,7 +72,7 @@ class Suspects:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in self.count().items()) or "none"
-        labels = "" if self.labels_told else "; labels cannot be judged by so simple a classifier"
+        labels = "" if self.labels_told else "; labels not judged: too few images, or too hard for a simple classifier"
         return f"{counts}, among {self.num_compared:,} images{labels}"
 
 
@@ -100,14 +96,13 @@ def find_suspects(looks: Mapping[str, Looks], class_names: Sequence[str]) -> Sus
         for row, error in sorted(of_part.unreadable.items())
     ]
     found += _duplicates(placed, compared, class_names)
-    doubts, num_classes = _wrong_labels(compared, class_names)
+    doubts = _wrong_labels(compared, class_names)
     found += doubts or []
     order = {reason: place for place, reason in enumerate(REASONS)}
     return Suspects(
         tuple(sorted(found, key=lambda suspect: order[suspect.reason])),
         num_compared=len(compared),
         labels_told=doubts is not None,
-        num_classes=num_classes,
     )
 
 
@@ -152,30 +147,40 @@ def _duplicates(placed: Sequence[Placed], compared: Sequence[Placed], class_name
 
 
 def _copies(group: Sequence[Placed], class_names: Sequence[str], reason: str) -> list[Suspect]:
-    """All but the first of a group of copies; all of them where their labels differ, as any of them may be wrong."""
-    first_part, first = group[0]
-    if len({look.label for _, look in group}) > 1:
-        told = ", ".join(dict.fromkeys(class_names[look.label] for _, look in group))
+    """All but the first of a group of copies, and those whose label is not that of most.
+
+    Where no label is that of most, all are suspects, as any of them may be wrong.
+    """
+    labels = Counter(look.label for _, look in group)
+    if len(labels) > 1:
+        told = ", ".join(class_names[label] for label in labels)
         detail = f"{'the same' if reason == EXACT else 'nearly the same'} picture is in {told}"
-        others = {id(one): next(other for other in group if other[1].label != one[1].label) for one in group}
-        return [_suspect(one, class_names, CONFLICT, detail, others[id(one)][1].name) for one in group]
+        usual, count = labels.most_common(1)[0]
+        most = [one for one in group if one[1].label == usual] if 2 * count > len(group) else []
+        found = []
+        for one in group:
+            if one not in most:
+                other = next(other for other in most or group if other[1].label != one[1].label)
+                found.append(_suspect(one, class_names, CONFLICT, detail, other[1].name))
+        return found + (_copies(most, class_names, reason) if most else [])
+    first_part, first = group[0]
     return [
         _suspect(one, class_names, reason, f"is in {first_part} too" if one[0] != first_part else "", first.name)
         for one in group[1:]
     ]
 
 
-def _wrong_labels(compared: Sequence[Placed], class_names: Sequence[str]) -> tuple[list[Suspect] | None, int]:
-    """Suspects among training and validation images, None where labels cannot be judged; and of how many classes."""
+def _wrong_labels(compared: Sequence[Placed], class_names: Sequence[str]) -> list[Suspect] | None:
+    """Suspects among training and validation images; None where labels cannot be judged."""
     labels = sorted({look.label for part, look in compared if part != "test"})
     judged = {labels[place] for place in spread(len(labels), MAX_CLASSES)} if labels else set()
     of_them = [one for one in compared if one[0] != "test" and one[1].label in judged and not one[1].is_blank]
     if len(judged) < 2 or not of_them:
-        return None, len(judged)
+        return None
     copies = in_bytes(np.stack([look.copy for _, look in of_them]))
     doubts = doubtful_labels(copies, np.array([look.label for _, look in of_them]))
     if doubts is None:
-        return None, len(judged)
+        return None
     return [
         _suspect(
             of_them[doubt.position],
@@ -184,7 +189,7 @@ def _wrong_labels(compared: Sequence[Placed], class_names: Sequence[str]) -> tup
             f"looks like {class_names[doubt.label]}, {doubt.probability:.0%} against {doubt.own_probability:.0%}",
         )
         for doubt in doubts
-    ], len(judged)
+    ]
 
 
 def in_bytes(copies: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Labels with probabilities, for images from anywhere."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from t2t_vit.deploy.config import PredictConfig
 from t2t_vit.errors import UserError
 from t2t_vit.inference.predictor import Prediction, Predictor
 from t2t_vit.runtime.downloads import is_url
-from t2t_vit.runtime.files import write_csv
+from t2t_vit.runtime.files import json_text, write_csv
 
 NUM_LABELS = 5
 
@@ -39,7 +38,7 @@ def predict(config: PredictConfig) -> None:
     if config.csv:
         write_csv(Path(config.csv), [_as_row(prediction) for prediction in done])
     if config.json:
-        print(json.dumps([_as_json(prediction) for prediction in done], indent=2, ensure_ascii=False))
+        print(json_text([_as_json(prediction) for prediction in done]))
     unreadable = [prediction.error for prediction in done if prediction.error is not None]
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(done)} images could not be read: {'; '.join(unreadable)}.")
@@ -63,8 +62,13 @@ def find_images(words: Sequence[str]) -> list[Path | str]:
 
 def _images_below(folder: Path) -> list[Path]:
     """The image files in a folder, sorted, without hidden files and folders. Links are followed."""
-    found = []
+    found, seen = [], set[str]()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # links may lead round in a circle
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in files if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in image_extensions())

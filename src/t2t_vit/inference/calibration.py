@@ -31,7 +31,8 @@ class Reliability:
 
     @classmethod
     def of(cls, confidences: np.ndarray, is_right: np.ndarray) -> "Reliability":
-        """That of answers, by the probability of each, (N,), and whether it is right, (N,)."""
+        """That of answers, by the probability of each, (N,), and whether it is right, (N,). NaN counts as 0."""
+        confidences = np.nan_to_num(confidences)
         bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
         return cls(*(np.bincount(bins, weights, NUM_BINS) for weights in (None, confidences, is_right)))
 
@@ -68,13 +69,17 @@ class Calibration:
         }
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Fits a temperature.
+def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
+    """Fits a temperature on the images whose logits are finite; None where there are none.
 
     Args:
         logits: (N, K).
         labels: (N,).
     """
+    finite = np.isfinite(logits).all(axis=1)
+    logits, labels = logits[finite], labels[finite]
+    if len(labels) == 0:
+        return None
     half = np.random.default_rng(0).permutation(len(labels)) % 2 == 0
     before = reliability(logits, labels, 1.0)
     parts = [

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
 import t2t_vit
+from t2t_vit.data.crops import Whole
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.data.pixels import as_seen
 from t2t_vit.pictures.colours import DARK, LIGHT
@@ -44,7 +45,7 @@ def readable(text: str) -> str:
 def thumbnail(images: ImageSet, row: int) -> Thumbnail | None:
     """One of the images, whole and small; None if it cannot be read."""
     try:
-        image = as_seen(images.load(row))
+        image = as_seen(images.load(row, Whole(THUMBNAIL_PX)))
     except UnreadableImage:
         return None
     return embedded(image)

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -13,12 +12,23 @@ from pathlib import Path
 from t2t_vit.data.check import inspect_data, summarize, verify
 from t2t_vit.data.config import DataConfig
 from t2t_vit.data.images import ImageSet
-from t2t_vit.data.sources import Source, open_configured
-from t2t_vit.data.suspects import BLANK, CONFLICT, EXACT, NEAR, ODD_SHAPE, TINY, UNREADABLE, WRONG_LABEL, Suspects
+from t2t_vit.data.sources import Source, absolute_path, open_configured
+from t2t_vit.data.suspects import (
+    BLANK,
+    COLUMNS,
+    CONFLICT,
+    EXACT,
+    NEAR,
+    ODD_SHAPE,
+    TINY,
+    UNREADABLE,
+    WRONG_LABEL,
+    Suspects,
+)
 from t2t_vit.pictures.html import render, thumbnail
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.durations import parse_duration
-from t2t_vit.runtime.files import write_errors_told, write_text
+from t2t_vit.runtime.files import as_bytes, json_text, write_errors_told, write_text
 
 LIST, PAGE = "suspects.csv", "suspects.html"
 NUM_SHOWN = 60
@@ -46,51 +56,66 @@ def data_command(config: DataConfig) -> int:
         print(summarize(source, {}).describe_classes(), flush=True)  # decoding may take long
     report = inspect_data(source, limit_s=parse_duration(config.max_time), display=Display(stderr=True))
     assert report.suspects is not None
-    path = write_suspects(report.suspects, source, _directory(config)) if report.suspects.found else None
     if not config.json:
         print(report.describe_images(), flush=True)
-        if path is not None:
-            print(f"list: {path}\npage: {path.with_suffix('.html')}", flush=True)
+    path = write_suspects(report.suspects, source, config) if report.suspects.found else None
+    if path is not None and not config.json:
+        print(f"list: {path}\npage: {path.with_suffix('.html')}", flush=True)
     unreadable = verify(source, workers=config.workers) if config.verify else []
     if config.json:
         content = report.to_json() | {"list": path and str(path)}
-        content |= {"unreadable": unreadable} if config.verify else {}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json_text(content | ({"unreadable": unreadable} if config.verify else {})))
     elif config.verify:
         total = len(source.train) + len(source.val)
         print(*unreadable, f"{len(unreadable):,} of {total:,} images cannot be read.", sep="\n")
     return 2 if unreadable else 0
 
 
-def write_suspects(suspects: Suspects, source: Source, directory: Path) -> Path:
-    """Writes suspects.csv and suspects.html. A list that is not as it was written stays; the new one gets a number.
+def write_suspects(suspects: Suspects, source: Source, config: DataConfig) -> Path:
+    """Writes suspects.csv and suspects.html, and returns the list's path.
 
-    Returns:
-        The list's path.
+    A list that somebody has edited, that is of other data, or that --exclude names, stays; the new one gets a number.
+    Images that were left out already stand in the new list too, so that it can take the place of the old one.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    directory = Path(config.output or f"runs/{Path(config.data).resolve().name.removesuffix('.tar')}-data")
     with write_errors_told(directory):
         directory.mkdir(parents=True, exist_ok=True)
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["image", "part", "class", "reason", "detail", "like"])
-    writer.writerows(suspects.found)
-    content = table.getvalue()
+    left_out = [(name, "", "", "left out before", "", "") for name in source.split.get("excluded", ())]
+    writer.writerows([COLUMNS, *suspects.found, *left_out])
+    content = as_bytes(table.getvalue())
     path = directory / LIST
     for number in count(2):
-        if not path.exists() or _is_as_written(path) or _checksum(path) == hashlib.sha1(_bytes(content)).hexdigest():
+        is_taken = config.exclude is not None and path.resolve() == Path(config.exclude).expanduser().resolve()
+        if not path.exists() or (not is_taken and _stamp(path.read_bytes(), source) in _stamps(path, content, source)):
             break
         path = directory / f"{Path(LIST).stem}-{number}.csv"
-    write_text(path, content)
-    write_text(path.with_suffix(".html"), suspects_page(suspects, source, path))
+    write_text(path, table.getvalue())
+    write_text(path.with_suffix(".html"), suspects_page(suspects, source, path, config))
     return path
 
 
-def suspects_page(suspects: Suspects, source: Source, path: Path) -> str:
+def _stamps(path: Path, content: bytes, source: Source) -> list[str]:
+    """The stamps of lists that may be written over: the one that the page was made of, and the new one itself."""
+    try:
+        page = path.with_suffix(".html").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        page = ""
+    return [_stamp(content, source), *re.findall("List ([0-9a-f]{40})", page)[-1:]]
+
+
+def _stamp(content: bytes, source: Source) -> str:
+    """What tells a list, and the data that it is of, from others."""
+    return hashlib.sha1(content + as_bytes(absolute_path(source.name))).hexdigest()
+
+
+def suspects_page(suspects: Suspects, source: Source, path: Path, config: DataConfig) -> str:
     """The page that shows suspects, by their reasons; `path` is that of their list, which is there."""
-    rows = {name: (images, row) for images in _parts(source) for row, name in enumerate(images.names)}
+    rows = {name: (images, row) for images in source.parts.values() for row, name in enumerate(images.names)}
     reasons = {}
     for reason, total in suspects.count().items():
         shown = [suspect for suspect in suspects.found if suspect.reason == reason][:NUM_SHOWN]
@@ -101,9 +126,9 @@ def suspects_page(suspects: Suspects, source: Source, path: Path) -> str:
         title=f"Suspects of {source.short_name}",
         about=str(suspects),
         list=path,
-        command=f"t2t-vit train {shlex.quote(source.name)} --exclude {shlex.quote(str(path))}",
+        command=shlex.join(["t2t-vit", "train", source.name, *_same_data(config), "--exclude", str(path)]),
         reasons=reasons,
-        checksum=_checksum(path),
+        stamp=_stamp(path.read_bytes(), source),
     )
 
 
@@ -111,27 +136,10 @@ def _picture(name: str, rows: Mapping[str, tuple[ImageSet, int]]) -> object:
     return thumbnail(*rows[name]) if name in rows else None
 
 
-def _parts(source: Source) -> list[ImageSet]:
-    return [images for images in (source.train, source.val, source.test) if images is not None]
-
-
-def _directory(config: DataConfig) -> Path:
-    return Path(config.output or f"runs/{Path(config.data).resolve().name.removesuffix('.tar')}-data")
-
-
-def _is_as_written(path: Path) -> bool:
-    """Whether a list is the one that its page was made of, so that nobody has edited it."""
-    try:
-        page = path.with_suffix(".html").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    checksums = re.findall("List [0-9a-f]{40}", page)
-    return f"List {_checksum(path)}" in checksums[-1:]
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+def _same_data(config: DataConfig) -> list[str]:
+    """The flags that make `train` open the data as `data` did."""
+    usual, words = DataConfig(data=config.data), []
+    for name in ("data_dir", "val_fraction", "group_by", "in_chans", "background"):
+        if (value := getattr(config, name)) != getattr(usual, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words

@@ -26,7 +26,7 @@ from t2t_vit.runtime.stopwatch import shares_in_words
 
 MAX_CLASSES = 200  # up to here there is a confusion matrix, and every class is listed
 NUM_MISTAKES, NUM_LOSSES, NUM_PAIRS, NUM_EXTREMES = 24, 16, 10, 20
-NUM_EXAMPLES = 4  # images of each confused pair
+NUM_EXAMPLES, NUM_SHOWN_PAIRS = 4, 6  # images of a confused pair, and pairs that have some
 MAX_MAPPED, MIN_MAPPED = 1000, 20  # images in the map of embeddings: its time grows faster than their number
 IMBALANCED = 1.5  # times as many images of one class as of another
 
@@ -67,7 +67,11 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
     if len(summary.class_names) > 5:
         right["top-5"] = sum(prediction.in_top5 for prediction in predictions)
     accuracies = [
-        (name, f"{100 * count / total:.2f} %", f"{total - count:,} of {total:,} images wrong")
+        (
+            name,
+            f"{100 * count / total:.2f} %",
+            f"{total - count:,} of {total:,} images wrong; {_interval(count, total)}",
+        )
         for name, count in right.items()
         if predictions
     ]
@@ -75,7 +79,9 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
     if predictions and max(sizes) > IMBALANCED * min(sizes):
         accuracies.insert(1, ("balanced", f"{balanced_accuracy(predictions):.2f} %", "mean accuracy of the classes"))
     if summary.test is not None:  # the headline: nothing was chosen by these images
-        note = f"{summary.test.num_images:,} images of test/, by which nothing was chosen"
+        count = round(summary.test.top1 / 100 * summary.test.num_images)
+        interval = f"; {_interval(count, summary.test.num_images)}" if summary.test.num_images else ""
+        note = f"{summary.test.num_images:,} images of test/, by which nothing was chosen{interval}"
         accuracies.insert(0, ("top-1 on test", f"{summary.test.top1:.2f} %", note))
     return [
         *accuracies,
@@ -83,6 +89,10 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
         ("time", format_duration(last["elapsed_s"]), _time_in_words(summary)),
         ("images a second", f"{last['images_per_second']:,.0f}", shares_in_words(last)),
     ]
+
+
+def _interval(num_right: int, total: int) -> str:
+    return "{:.1f}-{:.1f} % with 95 % confidence".format(*confidence_interval(num_right, total))
 
 
 def _time_in_words(summary: RunSummary) -> str:
@@ -144,10 +154,10 @@ def _confusions(summary: RunSummary, predictions: Sequence[Answer]) -> dict[str,
     """The confusion matrix, unless there are too many classes, and the most confused pairs."""
     names = summary.class_names
     counts = Counter((prediction.label, prediction.predicted) for prediction in predictions if not prediction.is_right)
-    pairs = [
-        (names[label], names[predicted], count, _examples(summary, predictions, label, predicted))
-        for (label, predicted), count in counts.most_common(NUM_PAIRS)
-    ]
+    pairs: list[tuple[str, str, int, list[dict[str, Any]]]] = []
+    for (label, answer), count in counts.most_common(NUM_PAIRS):
+        examples = _examples(summary, predictions, label, answer) if len(pairs) < NUM_SHOWN_PAIRS else []
+        pairs.append((names[label], names[answer], count, examples))
     matrix = None
     if len(names) <= MAX_CLASSES:
         labels = [prediction.label for prediction in predictions]
@@ -177,7 +187,7 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
 
 def _map(summary: RunSummary, predictions: Sequence[Answer], embeddings: np.ndarray | None) -> Markup | None:
     """The images as points, near to each other where the network finds them alike; None for few images."""
-    if embeddings is None or len(embeddings) < MIN_MAPPED:
+    if embeddings is None or len(embeddings) < MIN_MAPPED or not np.isfinite(embeddings).all():
         return None
     from sklearn.manifold import TSNE  # as slow to import
 

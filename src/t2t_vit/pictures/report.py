@@ -1,5 +1,6 @@
 """What a run's report is made of: the run, and the predictions of its best weights for validation images."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Best(NamedTuple):
     weights: str
     top1: float
     num_images: int
-    balanced: float
+    balanced: float = math.nan
 
     def score(self, best_by: str) -> float:
         """What the best are chosen by: "top1" or "balanced"."""
@@ -65,6 +66,7 @@ class RunSummary:
         best: the weights that predict.
         images: those that were predicted.
         class_names: label to name.
+        stopped_at: the steps that are done and those of the whole run, where it was stopped.
         test: accuracy on the images of test/, None without them.
         best_by: what the best weights were chosen by, "top1" or "balanced".
         linear_percent: the accuracy of a linear classifier on tiny copies of validation images, where that is of
@@ -78,6 +80,7 @@ class RunSummary:
     best: Best
     images: ImageSet
     class_names: Sequence[str]
+    stopped_at: tuple[int, int] | None = None
     test: Accuracy | None = None
     best_by: str = "top1"
     linear_percent: float | None = None

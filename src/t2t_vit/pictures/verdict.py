@@ -73,6 +73,11 @@ def advice(summary: RunSummary, predictions: Sequence[Answer]) -> list[str]:
     low, high = confidence_interval(sum(prediction.is_right for prediction in predictions), total)
     guessing_percent = 100 * _largest_class(predictions)[1] / total
     sentences = []
+    if summary.stopped_at is not None:
+        done, whole = summary.stopped_at
+        sentences.append(
+            f"The run was stopped after step {done:,} of {whole:,}. t2t-vit train --resume goes on with it."
+        )
     if summary.linear_percent is not None and summary.linear_percent > high:
         sentences.append(
             "Even a linear classifier of 16 x 16 pixels is better: the network has hardly learnt what is plain to see. "
@@ -89,7 +94,9 @@ def advice(summary: RunSummary, predictions: Sequence[Answer]) -> list[str]:
         sentences.append(f"Never predicted: {abbreviate(never)}. Are there enough training images of them?")
     losses = {row["step"]: row["val_loss"] for row in summary.metrics}
     passes = summary.metrics[-1]["epoch"] + 1
-    if change := _change_at_the_end(losses):
+    if summary.stopped_at is not None:
+        pass  # the end is not yet there
+    elif change := _change_at_the_end(losses):
         sentences.append(change)
     elif passes < FEW_PASSES and high < UNDECIDED_PERCENT:
         sentences.append(f"Each training image was seen about {passes} times: more --steps are likely to help.")

@@ -21,8 +21,10 @@ def parse_duration(text: str) -> float:
 
 def wrong_duration(flag: str, text: str | None) -> Iterator[str]:
     """A sentence on the value of a flag that is no duration; nothing for one that is, or for None."""
+    if text is None:
+        return
     try:
-        text is not None and parse_duration(text)
+        parse_duration(text)
     except ValueError as error:
         yield f"{flag}: {error}."
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -45,10 +46,29 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+def as_bytes(text: str) -> bytes:
+    """Text in UTF-8, and the bytes of file names that are no valid text as they are."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def json_text(content: Any) -> str:
+    """JSON that keeps letters as they are; in ASCII where a file name is no valid text, so that all parsers read it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return text if _is_text(text) else json.dumps(content, indent=2)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes text as a `whole_file`."""
     with whole_file(path) as file:
-        file.write(text.encode("utf-8", "surrogateescape"))  # file names need not be valid text
+        file.write(as_bytes(text))
 
 
 def write_csv(path: Path, rows: Sequence[Any]) -> None:

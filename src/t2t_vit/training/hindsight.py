@@ -1,16 +1,18 @@
 """What is found out about the best weights of a run after training: calibration, accuracy on test/, and the report."""
 
-import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+from torch.utils.data import DataLoader
 
 from t2t_vit.data.check import compare_labels
+from t2t_vit.data.loading import Batch
 from t2t_vit.data.sources import Source, open_configured
 from t2t_vit.errors import UserError
-from t2t_vit.inference.calibration import Calibration, calibrate
+from t2t_vit.inference.calibration import calibrate
 from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
-from t2t_vit.inference.predictions import Predictions, predict_all
+from t2t_vit.inference.predictions import predict_all
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.options import configure
 from t2t_vit.pictures.report import RunSummary, write_report
@@ -38,24 +40,19 @@ def look_back(run: Run) -> Accuracy | None:
     """
     if run.progress.best is None:
         return None
-    directory, machine, display = run.directory, run.machine, run.display
-    predictor = Predictor(directory.best, machine=machine)
+    predictor = Predictor(run.directory.best, machine=run.machine)
     run.val_batches.choose(range(len(run.source.val)))
-    try:
-        predictions = predict_all(predictor, run.val_loader, display, label="predicting for the report")
-        calibration = machine.ask_main_process(lambda: calibration_of(predictions, directory.best))
-    except (RuntimeError, UserError) as error:
-        display.say(f"warning: {directory.report} is not written: {error}")
-        predictions, calibration = None, None
-    if calibration is not None:
-        predictor.temperature = calibration.temperature
-    test = None
-    if run.source.test is not None and run.is_finished():
-        test = measure_test(predictor, run.source, display, batch_size=run.batches.batch_size)
-    if predictions is not None and machine.is_main_process:
-        summary = partial(summarize, run.config, run.progress, run.source, directory, about=str(run), test=test)
-        write_report(directory.report, summary, predictions, calibration, display=display)
-    return test
+    return _examine(
+        predictor,
+        run.val_loader,
+        run.source,
+        run.directory,
+        partial(summarize, run.config, run.progress, run.source, run.directory, about=str(run)),
+        display=run.display,
+        is_finished=run.is_finished(),
+        workers=run.config.workers,
+        keep=run.directory.best,
+    )
 
 
 @one_of_several()
@@ -63,51 +60,76 @@ def report_command(config: ReportConfig) -> None:
     """Writes the report of a run, finished or not. Reads the run's files and changes nothing else in its folder.
 
     Raises:
-        UserError: the folder holds no run, nothing was evaluated yet, or the run's data are not there.
+        UserError: the folder holds no run, nothing was evaluated yet, or the run's data are not there, or are others.
     """
     directory = RunDirectory(Path(config.run))
     if not directory.last.exists():
         raise UserError(f"{config.run} holds no run: expected a folder with last.pt, as t2t-vit train leaves it.")
-    progress = Progress.from_plain(read_training_state(directory.last)["progress"])
+    state = read_training_state(directory.last)
+    progress = Progress.from_plain(state["progress"])
     if progress.best is None:
         raise UserError(f"The run in {config.run} has not been evaluated yet: there is nothing to report.")
     settings = configure(TrainConfig, output=config.run, resume=True)
     machine = find_machine(config.device, amp=settings.amp, amp_dtype=settings.amp_dtype)
-    display = Display(silent=not machine.is_main_process)
     source = open_configured(settings)
+    if state["split"] != source.split:
+        raise UserError(
+            f"The data of the run in {config.run} are others now: it would be measured on images that it may have "
+            "learnt from. Put the files back as they were."
+        )
     predictor = Predictor(directory.best, machine=machine)
-    loader = evaluation_loader(source.val, predictor.data_config, batch_size=64, machine=machine, workers=None)
-    predictions = predict_all(predictor, loader, display, label="predicting for the report")
-    calibration = calibration_of(predictions)
-    if calibration is not None:
-        predictor.temperature = calibration.temperature
-    test = None
-    if source.test is not None and progress.evaluated_step == progress.plan.num_steps:
-        test = measure_test(predictor, source, display, batch_size=64)
     steps = f"step {progress.step:,} of {progress.plan.num_steps:,}"
     about = f"{settings.model}, {steps}, {rate_in_words(settings)}\nrun directory {config.run}"
-    if machine.is_main_process:
-        summary = partial(summarize, settings, progress, source, directory, about=about, test=test)
-        write_report(directory.report, summary, predictions, calibration, display=display)
+    _examine(
+        predictor,
+        evaluation_loader(source.val, predictor.data_config, batch_size=64, machine=machine, workers=None),
+        source,
+        directory,
+        partial(summarize, settings, progress, source, directory, about=about),
+        display=Display(silent=not machine.is_main_process),
+        is_finished=progress.evaluated_step == progress.plan.num_steps,
+    )
 
 
-def calibration_of(predictions: Predictions, checkpoint: Path | None = None) -> Calibration | None:
-    """The calibration by these predictions, which is added to a checkpoint if one is given; None without images."""
-    if len(predictions.labels) == 0:
-        return None
-    found = calibrate(predictions.logits, predictions.labels)
-    if checkpoint is not None:
-        add_calibration(checkpoint, found.to_plain())
-    return found
+def _examine(
+    predictor: Predictor,
+    loader: "DataLoader[Batch]",
+    source: Source,
+    directory: RunDirectory,
+    summarize: Callable[..., RunSummary],
+    *,
+    display: Display,
+    is_finished: bool,
+    workers: int | None = None,
+    keep: Path | None = None,
+) -> Accuracy | None:
+    """Predicts the validation images, calibrates, measures the test images of a finished run, and writes the report.
 
-
-def measure_test(predictor: Predictor, source: Source, display: Display, *, batch_size: int) -> Accuracy:
-    """The accuracy on the images of test/, where there are some."""
-    assert source.test is not None
+    Args:
+        loader: of the validation images.
+        keep: a checkpoint that the temperature is added to.
+    """
     machine = predictor.machine
-    size = max(1, batch_size // machine.world_size)
-    loader = evaluation_loader(source.test, predictor.data_config, batch_size=size, machine=machine, workers=None)
-    return measure_accuracy(predictor, loader, display, label="testing")
+    predictions, calibration, test = None, None, None
+    try:
+        predictions = predict_all(predictor, loader, display, label="predicting for the report")
+        calibration = calibrate(predictions.logits, predictions.labels)
+        if calibration is not None:
+            predictor.temperature = calibration.temperature
+            if keep is not None:
+                values = calibration.to_plain()
+                machine.ask_main_process(lambda: add_calibration(keep, values))
+    except (RuntimeError, UserError) as error:
+        display.say(f"warning: {directory.report} is not written: {error}")
+    if source.test is not None and is_finished:
+        size = max(1, 64 // machine.world_size)
+        images = evaluation_loader(
+            source.test, predictor.data_config, batch_size=size, machine=machine, workers=workers
+        )
+        test = measure_accuracy(predictor, images, display, label="testing")
+    if predictions is not None and machine.is_main_process:
+        write_report(directory.report, partial(summarize, test=test), predictions, calibration, display=display)
+    return test
 
 
 def summarize(
@@ -122,19 +144,18 @@ def summarize(
     """The run, for its report."""
     best = progress.best
     assert best is not None
-    linear: dict[str, Any] = {}
-    if best.top1 < LOW_PERCENT:
-        agreement = compare_labels(source, limit_s=LIMIT_S)
-        linear = {"linear_percent": agreement and agreement.val_percent}
-    summary = RunSummary(
+    agreement = compare_labels(source, limit_s=LIMIT_S) if best.top1 < LOW_PERCENT else None
+    is_stopped = progress.step < progress.plan.num_steps
+    return RunSummary(
         title=f"{config.model} on {source.short_name}",
         about=about,
         metrics=progress.metrics,
         best=best,
         images=source.val,
         class_names=source.class_names,
+        stopped_at=(progress.step, progress.plan.num_steps) if is_stopped else None,
         test=test,
         best_by=config.best_by,
+        linear_percent=agreement.val_percent if agreement else None,
         augmented=directory.augmented if directory.augmented.exists() else None,
     )
-    return dataclasses.replace(summary, **linear)

@@ -23,6 +23,7 @@ class RunDirectory:
         best: the checkpoint with the best weights.
         report: the report as HTML.
         augmented: a sheet of training images as the network gets them.
+        excluded: the images that the run leaves out; the list that was given may change.
         bad_steps: a line for each skipped step.
     """
 
@@ -31,6 +32,7 @@ class RunDirectory:
         self.last, self.best = path / "last.pt", path / "best.pt"
         self.report = path / "report.html"
         self.augmented = path / "augmented.png"
+        self.excluded = path / "excluded.txt"
         self.bad_steps = path / "bad_steps.jsonl"
 
     def prepare(self, *, resume: bool) -> None:
@@ -77,6 +79,8 @@ class RunDirectory:
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
         write_text(self.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         write_text(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
+        if "excluded" in split:
+            write_text(self.excluded, "\n".join(split["excluded"]) + "\n")
 
     def write_metrics(self, metrics: Sequence[dict[str, Any]]) -> None:
         """Writes the rows as JSON lines and as a table, whose columns are the numbers of all rows.

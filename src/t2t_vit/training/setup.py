@@ -191,7 +191,7 @@ def setup(config: TrainConfig) -> Run:
         notes = [machine.ask_main_process(lambda: first_look(source)), *reasons]
     # The name of the directory must not depend on what is chosen now; the data are found from anywhere.
     data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
-    exclude = config.exclude and str(Path(config.exclude).expanduser().resolve())
+    exclude = config.exclude and str(directory.excluded.resolve())
     config = replace(
         config, output=str(directory.path), data=absolute_path(config.data), data_dir=data_dir, exclude=exclude
     )
@@ -316,8 +316,8 @@ def _refuse_balance(source: Source) -> None:
     single = [name for name, count in zip(source.class_names, counts, strict=True) if count == 1]
     if single:
         raise UserError(
-            f"--balance would repeat the only training image of {abbreviate(single)} about "
-            f"{len(source.train) // len(counts):,} times an epoch. Add images, remove the class, or leave it out."
+            f"--balance would draw the only training image of a class again and again: {abbreviate(single)}. "
+            "Add images, remove the class, or leave --balance out."
         )
     if len(set(counts[counts > 0].tolist())) == 1:
         raise UserError(f"--balance has no effect: each class has {counts.max():,} training images. Leave it out.")
