@@ -19,6 +19,11 @@ from PIL import Image
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork processes which train come first: torch may refuse that in a process that has trained itself."""
+    items.sort(key=lambda item: "test_processes" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection to another machine fails, in this process."""

@@ -40,7 +40,15 @@ def look_back(run: Run) -> Accuracy | None:
     """
     if run.progress.best is None:
         return None
-    predictor = Predictor(run.directory.best, machine=run.machine)
+    predictor, failure = None, None
+    try:
+        predictor = Predictor(run.directory.best, machine=run.machine)
+    except Exception as error:  # another machine may not see the file: all processes must know
+        failure = f"{type(error).__name__}: {error}"
+    if failures := [one for one in run.machine.gather(failure) if one is not None]:
+        run.display.say(f"warning: {run.directory.report} is not written: {failures[0]}")
+        return None
+    assert predictor is not None
     run.val_batches.choose(range(len(run.source.val)))
     return _examine(
         predictor,
