@@ -278,7 +278,8 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
     run.machine.ask_main_process(lambda: run.directory.write_settings(config, environment, run.source.split))
     display.say(str(run))
     if goes_on:
-        display.say(f"Continuing {run.directory.path} at step {progress.step + 1} of {progress.plan.num_steps}.")
+        where = f"at step {progress.step + 1} of {progress.plan.num_steps}"
+        display.say(f"Continuing {run.directory.path} {'at its end' if run.is_finished() else where}.")
     else:
         if config.resume:
             display.say(f"{run.directory.last} is not there yet: the run starts fresh.")
