@@ -4,7 +4,7 @@ How near is near depends on the images: two different digits are as alike as two
 neighbour of an image is measured by the distance of its tenth nearest. In a space of m dimensions, of N images with no
 copies among them about N (k - 1) r^m have a neighbour nearer than r times the k-th nearest; m is what the distances
 themselves say (Levina & Bickel, 2004), and r is chosen so that half an image is to be expected. The tenth neighbour of
-an image with ten copies is one of them: so no image's distance counts for less than that of the densest tenth.
+an image with ten copies is one of them: so no image's distance counts for less than that of the densest twentieth.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ FEATURELESS = 6.0
 """Contrast, of 255 grey levels, below which images are all alike: a wall, or the sky."""
 SOFTENING = 100.0
 """Added to the norm by which a copy is divided, so that the noise of a pale image does not count like its content."""
-DENSEST = 0.1
+DENSEST = 0.05
 
 
 def equal_images(digests: Sequence[bytes]) -> list[list[int]]:
