@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from t2t_vit.data.images import ImageSet, UnreadableImage
 from t2t_vit.inference.calibration import calibrate
 from t2t_vit.inference.evaluate import Accuracy
-from t2t_vit.pictures.page import page
+from t2t_vit.pictures.page import _time_in_words, page
 from t2t_vit.pictures.report import Answer, Best, RunSummary
 
 
@@ -99,6 +100,11 @@ def test_the_speed_is_told_with_what_the_time_of_the_last_epoch_went_to():
         "time2:00 75 % of it steps, the rest evaluations and checkpoints",
         "images a second5 waiting for images 20 %, computing 60 %",
     ]
+
+
+def test_rows_of_an_older_version_tell_no_share_of_the_steps():
+    rows = [{"elapsed_s": 60.0}, {"elapsed_s": 120.0, "steps_s": 45.0}]
+    assert _time_in_words(SimpleNamespace(metrics=rows)) == "evaluations included"
 
 
 def test_names_are_shown_as_they_are_and_run_nothing():

@@ -403,10 +403,21 @@ def test_a_run_keeps_its_own_list_of_images_that_are_left_out(tiny_config, tmp_p
     given = tmp_path / "list.txt"
     given.write_text("train/lying/0.png\nval/lying/0.png\n")
     result = run_training(tiny_config(exclude=str(given), epochs=1))
-    assert (result.output / "excluded.txt").read_text() == given.read_text()
+    kept = result.output / "excluded.csv"
+    assert kept.read_text() == "image\n" + given.read_text()
     given.unlink()
     assert main(["report", str(result.output), "--device", "cpu"]) == 0
-    assert run_training(tiny_config(epochs=1, resume=True, exclude=str(result.output / "excluded.txt"))).metrics
-    (result.output / "excluded.txt").write_text("train/lying/0.png\n")
+    assert run_training(tiny_config(epochs=1, resume=True, exclude=str(kept))).metrics
+    kept.write_text("image\ntrain/lying/0.png\n")
     assert main(["report", str(result.output), "--device", "cpu"]) == 2
     assert "are others now: it would be measured on images that it may have learnt from" in capsys.readouterr().err
+
+
+def test_names_with_outer_spaces_stay_left_out(tiny_config, picture_folder, tmp_path):
+    folder = tmp_path / "spaced"
+    shutil.copytree(picture_folder / "train", folder)
+    (folder / "lying").rename(folder / " lying")
+    (tmp_path / "list.csv").write_text("image\n lying/0.png\n")
+    result = run_training(tiny_config(data=str(folder), exclude=str(tmp_path / "list.csv"), epochs=1))
+    again = tiny_config(data=str(folder), exclude=str(result.output / "excluded.csv"), epochs=1, resume=True)
+    assert run_training(again).metrics == result.metrics

@@ -8,7 +8,7 @@ from PIL import Image
 from t2t_vit.training import preview
 from t2t_vit.training.checkpointer import read_training_state
 from t2t_vit.training.learner import Learner
-from t2t_vit.training.preview import as_bytes, caption_of
+from t2t_vit.training.preview import as_picture, caption_of
 from t2t_vit.training.train import run_training
 
 NAMES = ["cat", "dog", "owl"]
@@ -35,7 +35,7 @@ def test_the_sheet_shows_what_the_network_gets(tiny_config, monkeypatch, setting
     with Image.open(result.output / "augmented.png") as sheet:
         assert sheet.format == "PNG"
     learner, first = learnt[-6]  # the first of six steps
-    expected = np.stack([as_bytes(one * learner.normalize.std + learner.normalize.mean) for one in first])
+    expected = np.stack([as_picture(one * learner.normalize.std + learner.normalize.mean) for one in first])
     assert (images == expected).all()
     assert len(captions) == 8
     assert any(" + " in caption for caption in captions) == bool(settings.get("mixup"))
@@ -64,5 +64,5 @@ def test_captions_name_classes_and_mixtures(target, caption):
 
 
 def test_arrays_are_pictures_by_their_range():
-    assert as_bytes(torch.rand(5, 8, 9) * 1e-3).shape == (8, 9, 3)
-    assert as_bytes(torch.full((1, 8, 9), 0.5)).tolist() == np.full((8, 9, 3), 128).tolist()
+    assert as_picture(torch.rand(5, 8, 9) * 1e-3).shape == (8, 9, 3)
+    assert as_picture(torch.full((1, 8, 9), 0.5)).tolist() == np.full((8, 9, 3), 128).tolist()

@@ -48,11 +48,6 @@ def thumbnail(images: ImageSet, row: int) -> Thumbnail | None:
         image = as_seen(images.load(row, Whole(THUMBNAIL_PX)))
     except UnreadableImage:
         return None
-    return embedded(image)
-
-
-def embedded(image: Image.Image) -> Thumbnail:
-    """An image as a thumbnail."""
     small = 2 * max(image.size) < THUMBNAIL_PX
     if max(image.size) > THUMBNAIL_PX:
         image = ImageOps.contain(image, (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)

@@ -30,11 +30,12 @@ from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.durations import parse_duration
 from t2t_vit.runtime.files import as_bytes, json_text, write_errors_told, write_text
 
-LIST, PAGE = "suspects.csv", "suspects.html"
+LIST = "suspects.csv"
 NUM_SHOWN = 60
 NOTES = {
     WRONG_LABEL: "A simple classifier, fitted on the other images, takes each for another class. It errs too.",
-    CONFLICT: "The same picture, or nearly, bears different labels. All of them are in the list: keep the right ones.",
+    CONFLICT: "The same picture, or nearly, bears different labels. Listed are those with another label than most "
+    "of its copies; where no label is that of most, all of them: keep the right ones.",
     EXACT: "The same pixels as another image, which stays. A copy of a validation image in training makes the accuracy "
     "look higher than it is.",
     NEAR: "Nearly the same picture as another image, which stays: another size, compression, brightness or frame.",

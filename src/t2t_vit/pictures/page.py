@@ -97,6 +97,8 @@ def _interval(num_right: int, total: int) -> str:
 
 def _time_in_words(summary: RunSummary) -> str:
     """What the time went to, besides steps."""
+    if any("steps_s" not in row for row in summary.metrics):  # of a version that did not measure it
+        return "evaluations included"
     share = sum(row["steps_s"] for row in summary.metrics) / summary.metrics[-1]["elapsed_s"]
     return f"{100 * share:.0f} % of it steps, the rest evaluations and checkpoints"
 

@@ -94,11 +94,10 @@ def advice(summary: RunSummary, predictions: Sequence[Answer]) -> list[str]:
         sentences.append(f"Never predicted: {abbreviate(never)}. Are there enough training images of them?")
     losses = {row["step"]: row["val_loss"] for row in summary.metrics}
     passes = summary.metrics[-1]["epoch"] + 1
-    if summary.stopped_at is not None:
-        pass  # the end is not yet there
-    elif change := _change_at_the_end(losses):
+    is_over = summary.stopped_at is None
+    if is_over and (change := _change_at_the_end(losses)):
         sentences.append(change)
-    elif passes < FEW_PASSES and high < UNDECIDED_PERCENT:
+    elif is_over and passes < FEW_PASSES and high < UNDECIDED_PERCENT:
         sentences.append(f"Each training image was seen about {passes} times: more --steps are likely to help.")
     if high - low > WIDE_PERCENT:
         sentences.append(

@@ -39,12 +39,12 @@ def show_augmented(learner: Learner, loader: "DataLoader[Batch]", class_names: S
     pixels = (images * learner.normalize.std + learner.normalize.mean).cpu()
     smoothing = learner.config.smoothing
     captions = [caption_of(target, class_names, smoothing=smoothing) for target in targets.cpu()]
-    sheet = draw_sheet(np.stack([as_bytes(one) for one in pixels]), captions)
+    sheet = draw_sheet(np.stack([as_picture(one) for one in pixels]), captions)
     with whole_file(path) as file:
         sheet.save(file, "png")
 
 
-def as_bytes(pixels: Tensor) -> np.ndarray:
+def as_picture(pixels: Tensor) -> np.ndarray:
     """What the network gets, (C, H, W), as a picture to look at, (H, W, 3), uint8."""
     if len(pixels) not in (1, 3):
         return np.asarray(as_seen(pixels))

@@ -70,8 +70,9 @@ class Progress:
 
 def judge(row: dict[str, Any], best_by: str) -> Best:
     """The better ones of an evaluation's raw and averaged weights, the averaged ones where both are as good."""
-    raw, averaged = (
+    kinds = {AVERAGED: "ema", RAW: "val"} if "ema_top1" in row else {RAW: "val"}
+    found = [
         Best(row["step"], row["epoch"], weights, row[f"{name}_top1"], row["val_images"], row[f"{name}_balanced"])
-        for weights, name in ((RAW, "val"), (AVERAGED, "ema" if "ema_top1" in row else "val"))
-    )
-    return averaged if "ema_top1" in row and averaged.score(best_by) >= raw.score(best_by) else raw
+        for weights, name in kinds.items()
+    ]
+    return max(found, key=lambda best: best.score(best_by))  # the first of equal ones

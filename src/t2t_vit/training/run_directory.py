@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from t2t_vit.data.exclusion import IMAGE_COLUMN
 from t2t_vit.errors import UserError
 from t2t_vit.runtime.files import plain, write_csv, write_errors_told, write_text
 from t2t_vit.training.config import CONFIG_FILE
@@ -32,7 +33,7 @@ class RunDirectory:
         self.last, self.best = path / "last.pt", path / "best.pt"
         self.report = path / "report.html"
         self.augmented = path / "augmented.png"
-        self.excluded = path / "excluded.txt"
+        self.excluded = path / "excluded.csv"
         self.bad_steps = path / "bad_steps.jsonl"
 
     def prepare(self, *, resume: bool) -> None:
@@ -80,7 +81,7 @@ class RunDirectory:
         write_text(self.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         write_text(self.path / SPLIT, json.dumps(split, indent=2) + "\n")
         if "excluded" in split:
-            write_text(self.excluded, "\n".join(split["excluded"]) + "\n")
+            write_csv(self.excluded, [{IMAGE_COLUMN: name} for name in split["excluded"]])
 
     def write_metrics(self, metrics: Sequence[dict[str, Any]]) -> None:
         """Writes the rows as JSON lines and as a table, whose columns are the numbers of all rows.
