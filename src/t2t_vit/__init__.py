@@ -19,6 +19,7 @@ from t2t_vit.models.names import list_models
 if TYPE_CHECKING:
     from t2t_vit.inference.evaluate import evaluate
     from t2t_vit.inference.predictor import Predictor
+    from t2t_vit.insight.attention import capture_attention
     from t2t_vit.models.factory import create_model
     from t2t_vit.models.t2t_vit import T2TViT
     from t2t_vit.models.tokens import TokensToToken
@@ -31,6 +32,7 @@ __all__ = [
     "T2TViT",
     "TokensToToken",
     "__version__",
+    "capture_attention",
     "create_model",
     "evaluate",
     "list_models",
@@ -43,6 +45,7 @@ _HOMES = {
     "Predictor": "t2t_vit.inference.predictor",
     "T2TViT": "t2t_vit.models.t2t_vit",
     "TokensToToken": "t2t_vit.models.tokens",
+    "capture_attention": "t2t_vit.insight.attention",
     "create_model": "t2t_vit.models.factory",
     "evaluate": "t2t_vit.inference.evaluate",
     "load_checkpoint": "t2t_vit.models.weights",

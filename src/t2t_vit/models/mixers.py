@@ -49,18 +49,38 @@ def _performer_attention(
 ) -> Tensor:
     given = v.dtype
     q, k, v, w, out, bias = q.to(exact), k.to(exact), v.to(exact), w.to(exact), out.to(exact), bias.to(exact)
+    phi_q, phi_k, total = _features(q, k, w)
+    context = phi_k.transpose(1, 2) @ v @ out.t()  # (B, m, E)
+    return (phi_q @ context / total).add_(bias).to(given)
+
+
+def performer_features(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The features whose products are the attention of `performer_attention`: A = phi_q phi_k^T / total.
+
+    A, (B, N, N), takes memory quadratic in the tokens; A r of a vector r takes two thin products.
+
+    Args:
+        q, k, w: those of `performer_attention`.
+
+    Returns:
+        phi_q, phi_k and total, (B, N, m), (B, N, m) and (B, N, 1), in float32 or wider.
+    """
+    exact = torch.promote_types(q.dtype, torch.float32)
+    with without_autocast(q):
+        return _features(q.to(exact), k.to(exact), w.to(exact))
+
+
+def _features(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     log_q, log_k = _log_features(q, w), _log_features(k, w)  # (B, N, m)
     max_q = log_q.detach().amax(dim=-1, keepdim=True)  # (B, N, 1)
     max_k = log_k.detach().amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
     phi_q = log_q.sub_(max_q).exp_()
     phi_k = log_k.sub_(max_k).exp_()
-
-    context = phi_k.transpose(1, 2) @ v @ out.t()  # (B, m, E)
     total = torch.linalg.vecdot(phi_q, phi_k.sum(dim=1, keepdim=True)).unsqueeze(-1)  # (B, N, 1)
     # eps is the official code's, times the factor m that both sums lack. Beyond e^60 the quotient is zero in float32
     # either way; below e^-60 the true denominator is zero for any sane w, and a floor keeps its gradient finite.
     scaled_eps = (math.log(1e-8 * w.shape[0]) - max_q - max_k).clamp(-60.0, 60.0).exp()
-    return (phi_q @ context / (total + scaled_eps)).add_(bias).to(given)
+    return phi_q, phi_k, total + scaled_eps
 
 
 def _log_features(x: Tensor, w: Tensor) -> Tensor:
@@ -114,8 +134,12 @@ class PerformerMixer(nn.Module):
             x, norm.weight, norm.bias, self.eps, kqv.weight, kqv.bias, self.split, self.of_pixels
         )
         k, q, v = x.chunk(3, dim=-1)
-        x = v + self.drop(performer_attention(q, k, v, self.w, self.proj.weight, self.proj.bias))
+        x = v + self.drop(self.attend(q, k, v))
         return x + self.mlp(self.norm2(x))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mixes values over tokens and projects them: three of (B, N, dim) to one."""
+        return performer_attention(q, k, v, self.w, self.proj.weight, self.proj.bias)
 
 
 class SingleHeadAttention(SoftmaxAttention):
