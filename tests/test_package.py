@@ -20,7 +20,7 @@ FLOORS = {
     "data": (),
     "inference": ("models", "data"),
     "insight": ("models", "data", "inference"),
-    "pictures": ("models", "data", "inference"),
+    "pictures": ("models", "data", "inference", "insight"),
     "speed": ("models", "insight", "pictures"),
     "training": ("models", "data", "inference", "pictures"),
     "experiments": ("models", "data", "inference", "insight", "pictures", "training"),

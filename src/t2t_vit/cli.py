@@ -56,6 +56,12 @@ COMMANDS = {
         "labels of images, with their probabilities",
         "predict cat.jpg dog.jpg --checkpoint runs/pets/best.pt",
     ),
+    "visualize": Command(
+        "t2t_vit.insight.config:VisualizeConfig",
+        "t2t_vit.pictures.visualize:visualize",
+        "what networks see in images, as pictures and numbers",
+        "visualize cat.jpg --checkpoint runs/pets/best.pt",
+    ),
     "compare": Command(
         "t2t_vit.experiments.config:CompareConfig",
         "t2t_vit.experiments.compare:compare",

@@ -10,8 +10,8 @@ from PIL import Image
 
 from t2t_vit import Predictor
 from t2t_vit.cli import main
-from t2t_vit.deploy.predict import find_images
 from t2t_vit.errors import UserError
+from t2t_vit.inference.inputs import find_images
 
 
 @pytest.fixture

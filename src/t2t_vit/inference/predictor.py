@@ -3,8 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from io import BytesIO
 from itertools import repeat
 from typing import Any, NamedTuple, overload
 
@@ -14,23 +12,20 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from t2t_vit.data.crops import Crop
-from t2t_vit.data.images import ImageSet, UnreadableImage, convert_image, read_image
+from t2t_vit.data.images import ImageSet
 from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loader
-from t2t_vit.data.pixels import RGB, Picture, PixelFormat
+from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
+from t2t_vit.inference.inputs import ImageOrPath, image_set
 from t2t_vit.models.checkpoint_formats import Checkpoint
 from t2t_vit.models.factory import load_model
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.runtime.console import Display
-from t2t_vit.runtime.downloads import is_url, read_url
 from t2t_vit.runtime.machine import Machine, find_machine
 
 Network = Callable[[Tensor], Tensor]
 """Maps normalised images, (B, C, H, W), float32, to logits, (B, num_classes)."""
-
-ImageOrPath = Image.Image | str | os.PathLike[str]
 
 
 class Prediction(NamedTuple):
@@ -129,8 +124,8 @@ class Predictor:
             UserError: the one image cannot be read. Among many images, the prediction's `error` says so.
         """
         if not isinstance(images, str | os.PathLike | Image.Image):
-            return self._predict(images if isinstance(images, ImageSet) else _image_set(list(images)), top_k, **options)
-        (prediction,) = self._predict(_image_set([images]), top_k, **options)
+            return self._predict(images if isinstance(images, ImageSet) else image_set(list(images)), top_k, **options)
+        (prediction,) = self._predict(image_set([images]), top_k, **options)
         if prediction.error is not None:
             raise UserError(prediction.error)
         return prediction
@@ -228,33 +223,3 @@ def evaluation_loader(
 def _published_class_names(network: Any) -> Sequence[str]:
     subset = infer_imagenet_subset(network)
     return ImageNetInfo(subset).label_descriptions() if subset else list(map(str, range(network.num_classes)))
-
-
-def _image_set(images: Sequence[ImageOrPath]) -> ImageSet:
-    """Images without labels; an open image without a file is named by its number."""
-    names = [
-        getattr(image, "filename", "") or f"image {row}" if isinstance(image, Image.Image) else os.fspath(image)
-        for row, image in enumerate(images)
-    ]
-    return ImageSet(names, [0] * len(names), partial(_load, images, names))
-
-
-def _load(
-    images: Sequence[ImageOrPath],
-    names: Sequence[str],
-    row: int,
-    crop: Crop | None = None,
-    *,
-    format: PixelFormat = RGB,
-) -> Picture:
-    image = images[row]
-    if isinstance(image, Image.Image):
-        return convert_image(image, name=names[row], format=format)
-    path = os.fspath(image)
-    if not is_url(path):
-        return read_image(path, crop, format=format)
-    try:
-        content = read_url(path)
-    except UserError as error:
-        raise UnreadableImage(path, str(error)) from error
-    return read_image(BytesIO(content), crop, name=path, format=format)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.insight.geometry import Grid, grid_of
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
 from t2t_vit.models.attention import SoftmaxAttention
 from t2t_vit.models.mixers import PerformerMixer, performer_features
 from t2t_vit.models.splits import without_autocast
@@ -25,8 +25,6 @@ Query = Literal["class"] | tuple[int, int]
 MAX_WEIGHTS = 2**29
 """The most weights of a layer that are computed: 2 GiB in float32."""
 QUERIES_AT_A_TIME = 512
-NUM_SPLITS = {"tokens_to_token.attention1": 1, "tokens_to_token.attention2": 2}
-"""The soft splits before each token transformer."""
 
 
 class AttentionMap(Protocol):
@@ -215,10 +213,8 @@ def tokens_of(model: nn.Module, name: str, image_size: tuple[int, int], attentio
     Raises:
         UserError: the layer does not attend to the whole image.
     """
-    num_splits, num_prefix_tokens = NUM_SPLITS.get(name), int(getattr(model, "num_prefix_tokens", 0))
-    if num_splits is not None:
-        num_prefix_tokens = 0
-    grid = grid_of(model, image_size, num_splits=num_splits)
+    num_prefix_tokens = 0 if name in TOKEN_TRANSFORMERS else int(getattr(model, "num_prefix_tokens", 0))
+    grid = grid_of(model, image_size, layer=name)
     if attention.num_tokens != num_prefix_tokens + grid.height * grid.width:
         raise UserError(
             f"{name} of {type(model).__name__} attends within windows or to other tokens than the image's "

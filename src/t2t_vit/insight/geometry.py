@@ -101,18 +101,22 @@ def _interpolation(num_pixels: int, num_tokens: int, stride: float, first: float
     return matrix
 
 
-def grid_of(model: nn.Module, image_size: tuple[int, int], *, num_splits: int | None = None) -> Grid:
+TOKEN_TRANSFORMERS = {"tokens_to_token.attention1": 1, "tokens_to_token.attention2": 2}
+"""The layers before the last soft split, and the splits up to each. Their tokens have no class token among them."""
+
+
+def grid_of(model: nn.Module, image_size: tuple[int, int], *, layer: str | None = None) -> Grid:
     """The grid of a network's tokens for images of (H, W).
 
     Args:
         model: a network of this package, or one of timm with hard patches.
-        num_splits: of a network of this package, the number of soft splits to count; None counts all.
+        layer: the name of the module that returns the tokens; None stands for the backbone.
 
     Raises:
         UserError: the network has no tokens.
     """
     if isinstance(model, T2TViT):
-        return Grid.after(model.tokens_to_token.splits[:num_splits], image_size)
+        return Grid.after(model.tokens_to_token.splits[: TOKEN_TRANSFORMERS.get(layer or "")], image_size)
     embed: Any = getattr(model, "patch_embed", None)
     side = getattr(embed, "patch_size", None)
     if side is None or not isinstance(getattr(embed, "proj", None), nn.Conv2d) or embed.proj.stride != tuple(side):

@@ -24,6 +24,14 @@ class Thumbnail(NamedTuple):
     small: bool
 
 
+class Tile(NamedTuple):
+    """An image in a panel of a page: an address that holds the image itself, its caption, and whether it is framed."""
+
+    source: str
+    caption: str
+    framed: bool
+
+
 def render(template: str, **content: Any) -> str:
     """The page that one of the templates beside this file makes of its content."""
     environment = Environment(

@@ -1,0 +1,194 @@
+"""All that `visualize` shows of one image in one network, as numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t2t_vit.data.pixels import as_seen
+from t2t_vit.errors import UserError, abbreviate, closest
+from t2t_vit.inference.predictor import Predictor
+from t2t_vit.insight.attention import Query, attention_layers, capture_attention
+from t2t_vit.insight.features import Features, LayerLook, capture_features, feature_layers
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
+from t2t_vit.insight.receptive import ReceptiveField, receptive_fields
+from t2t_vit.insight.relevance import METHODS
+from t2t_vit.models.t2t_vit import T2TViT
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found of one image.
+
+    Attributes:
+        image: as the network gets it, (H, W, 3), uint8.
+        answer: the likeliest class and its probability.
+        asked: the class whose score is explained.
+        pixel: the pixel, (x, y), whose patch is followed.
+        features: maps of the chosen layers, B = 1.
+        last: tokens or maps before the head, (C, h, w).
+        looks: by which each layer is judged.
+        attention: rows of chosen layers, (heads, N) without the class token: of the class token in the backbone, of the
+            pixel's patch in token transformers.
+        grids: where the tokens of these rows lie.
+        relevance: maps of the methods that fit the network, (H, W).
+        reasons: why the others do not.
+        fields: receptive fields of the pixel's token; empty for networks of timm.
+    """
+
+    image: np.ndarray
+    answer: tuple[str, float]
+    asked: str
+    pixel: tuple[int, int]
+    features: dict[str, Features]
+    last: Tensor
+    looks: dict[str, LayerLook]
+    attention: dict[str, Tensor]
+    grids: dict[str, Grid]
+    relevance: dict[str, Tensor]
+    reasons: dict[str, str]
+    fields: list[ReceptiveField]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to look at in one network.
+
+    Attributes:
+        layers: whose maps are shown.
+        attention_layers: whose attention is shown.
+        methods: of relevance, by name.
+        label: the class whose score is explained; None takes the likeliest.
+        pixel: (x, y), whose patch is followed; None takes the middle.
+    """
+
+    layers: tuple[str, ...]
+    attention_layers: tuple[str, ...]
+    methods: tuple[str, ...]
+    label: int | None = None
+    pixel: tuple[int, int] | None = None
+
+
+def make_plan(
+    predictor: Predictor,
+    *,
+    layers: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    label: str | None = None,
+    pixel: tuple[int, int] | None = None,
+    num_layers: int = 5,
+) -> Plan:
+    """What to look at, checked before any image is read; what is left open is chosen.
+
+    Args:
+        layers: names of modules; by default so many of its layers, evenly spaced.
+        methods: names of METHODS; by default all that are cheap.
+        label: a class name.
+        pixel: (x, y) of the network's input.
+
+    Raises:
+        UserError: a layer or a class does not exist, or the pixel lies outside the image; one message tells what does.
+    """
+    model = predictor.network
+    known = {name for name, _ in model.named_modules() if name}
+    for layer in layers or ():
+        if layer not in known:
+            offered = feature_layers(model)
+            raise UserError(f"{closest(layer, known, 'layer')} Usual ones: {abbreviate(offered, limit=len(offered))}.")
+    if label is not None and label not in predictor.class_names:
+        raise UserError(closest(label, predictor.class_names, "class"))
+    height, width = predictor.data_config["input_size"][1:]
+    if pixel is not None:
+        Grid.spread((1, 1), (height, width)).token_at(*pixel)
+    with_attention = [name for name in attention_layers(model) if name not in TOKEN_TRANSFORMERS]
+    token_transformers = [name for name in attention_layers(model) if name in TOKEN_TRANSFORMERS]
+    return Plan(
+        tuple(layers) if layers else _evenly(feature_layers(model), num_layers),
+        (*token_transformers, *_evenly(with_attention, 3)),
+        tuple(methods) if methods else tuple(name for name, method in METHODS.items() if method.is_cheap),
+        None if label is None else predictor.class_names.index(label),
+        pixel,
+    )
+
+
+def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
+    """Looks at one image.
+
+    Args:
+        pixels: as a loader of `evaluation_loader` yields it, (1, C, H, W), uint8 or float32.
+
+    Raises:
+        UserError: a chosen layer returns neither maps nor tokens.
+    """
+    model: Any = predictor.network
+    image = predictor.normalize(pixels)
+    size = image.shape[-2], image.shape[-1]
+    pixel = plan.pixel or (size[1] // 2, size[0] // 2)
+    judged = feature_layers(model)
+    with torch.no_grad(), predictor.machine.autocast(), capture_features(model, list({*judged, *plan.layers})) as found:
+        logits = model(image)
+    probabilities = predictor.probabilities(logits)[0]
+    best = int(probabilities.argmax())
+    label = best if plan.label is None else plan.label
+    rows, grids = _attention(predictor, image, plan, pixel)
+    relevance, reasons = {}, {}
+    for name in plan.methods:
+        try:
+            labels = torch.tensor([label], device=image.device)
+            relevance[name] = METHODS[name].run(model, image, labels)[0].cpu()
+        except UserError as error:
+            reasons[name] = str(error)
+    return Examination(
+        image=_picture(pixels[0]),
+        answer=(predictor.class_names[best], float(probabilities[best])),
+        asked=predictor.class_names[label],
+        pixel=pixel,
+        features={layer: Features(found[layer].maps.cpu(), found[layer].grid) for layer in plan.layers},
+        last=found[judged[-1]].maps[0].cpu(),
+        looks={layer: LayerLook.of(found[layer]) for layer in judged},
+        attention=rows,
+        grids=grids,
+        relevance=relevance,
+        reasons=reasons,
+        fields=receptive_fields(model, image, pixel) if isinstance(model, T2TViT) else [],
+    )
+
+
+def _attention(
+    predictor: Predictor, image: Tensor, plan: Plan, pixel: tuple[int, int]
+) -> tuple[dict[str, Tensor], dict[str, Grid]]:
+    model: Any = predictor.network
+    size = image.shape[-2], image.shape[-1]
+    rows: dict[str, Tensor] = {}
+    grids: dict[str, Grid] = {}
+    if not plan.attention_layers:
+        return rows, grids
+    num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+    queries: list[Query] = ["class", pixel] if num_prefix_tokens else [pixel]
+    try:
+        with torch.no_grad(), predictor.machine.autocast(), capture_attention(model, queries=queries) as maps:
+            model(image)
+    except UserError:  # it attends within windows
+        return rows, grids
+    for name in plan.attention_layers:
+        begin = 0 if name in TOKEN_TRANSFORMERS else num_prefix_tokens
+        rows[name] = maps[name][0, :, 0, begin:].cpu()  # (heads, N)
+        grids[name] = grid_of(model, size, layer=name)
+    return rows, grids
+
+
+def _evenly(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """So many of the names, evenly spaced, the first and the last among them."""
+    if len(names) <= count:
+        return tuple(names)
+    return tuple(names[round(place * (len(names) - 1) / (count - 1))] for place in range(count))
+
+
+def _picture(pixels: Tensor) -> np.ndarray:
+    """What a network gets, (C, H, W), before it is normalised, to look at: (H, W, 3), uint8."""
+    if pixels.dtype == torch.uint8:
+        return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return np.asarray(as_seen(pixels))

@@ -1,0 +1,264 @@
+"""Where the pixels lie that a class score comes from, by methods that differ in what they measure.
+
+Each takes a network in evaluation mode, normalised images (B, C, H, W) and a class for each, (B,), and returns the
+relevance of every pixel, (B, H, W), float32, none below zero. `faithfulness` measures how far one can be believed.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2t_vit.errors import UserError
+from t2t_vit.insight.attention import attention_layers, record_attention, stored_weights, tokens_of
+from t2t_vit.insight.features import to_maps
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
+from t2t_vit.models.splits import Split
+from t2t_vit.models.t2t_vit import T2TViT
+
+Method = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+INTEGRATION_STEPS = 32
+OCCLUDED_SHARE = 7
+"""A covering window's side is a seventh of the image's; it moves by half of that."""
+
+
+@torch.no_grad()
+def rollout(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Attention rollout through the backbone (Abnar & Zuidema, 2020). It does not depend on the class.
+
+    r_(l-1) = (r_l + A_l^T r_l) / 2, where A_l is layer l's attention, averaged over its heads. The last r is one at the
+    token that the head reads.
+
+    Raises:
+        UserError: the network has no attention that can be captured, or attends within windows.
+    """
+    with record_attention(model) as recorded:
+        model(images)
+    return _grid_of_tokens(model, images).to_pixels(_roll(model, images, recorded))
+
+
+@torch.no_grad()
+def rollout_to_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Attention rollout that goes on through the token transformers and the soft splits, down to the pixels.
+
+    Below a soft split a pixel has the mean relevance of the tokens whose patches it is in; through a token transformer,
+    whose skip connection is over the values, r becomes (r + A^T r) / 2 as in the backbone. The performer's A^T r are
+    two thin products.
+
+    Raises:
+        UserError: the network is not of this package.
+    """
+    if not isinstance(model, T2TViT):
+        raise UserError(f"{type(model).__name__} has no soft splits: rollout ends at its patches.")
+    with record_attention(model) as recorded:
+        model(images)
+    relevance = _roll(model, images, recorded)
+    splits, size = model.tokens_to_token.splits, (images.shape[-2], images.shape[-1])
+    for number in reversed(range(len(splits))):
+        below = Grid.after(splits[:number], size)
+        relevance = _below(relevance, splits[number], (below.height, below.width))
+        if attention := recorded.get(f"tokens_to_token.attention{number}"):
+            relevance = (relevance + attention.pull(relevance)) / 2
+    return relevance.reshape(-1, *size)
+
+
+def legrad(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """LeGrad (Bousselham et al., 2024): gradients of the class score with respect to attention, summed over the layers.
+
+    The score of layer l is the head's for its output, and depends on its own attention A_l alone:
+    sum over l, mean over heads and queries of relu(d score_l / d A_l).
+
+    Raises:
+        UserError: the network's blocks have no attention that can be captured, or differ in width.
+    """
+    net: Any = model
+    blocks = [block for block in getattr(net, "blocks", ()) if hasattr(getattr(block, "attn", None), "fused_attn")]
+    norm = getattr(net, "norm", None)
+    if not blocks or norm is None or not hasattr(net, "forward_head"):
+        raise UserError(f"{type(model).__name__} has no blocks with attention, from whose outputs the head could read.")
+    if len({block.norm1.weight.numel() for block in blocks}) > 1:
+        raise UserError("The blocks of this network differ in width: its head can read from the last one only.")
+    grid, num_prefix_tokens = _grid_of_tokens(model, images), net.num_prefix_tokens
+    total = torch.zeros(len(images), num_prefix_tokens + grid.height * grid.width, device=images.device)
+    weights: list[Tensor] = []
+
+    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs[0].detach().requires_grad_(), *inputs[1:]
+
+    def add(_: nn.Module, __: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
+        score = net.forward_head(norm(tokens)).gather(1, labels[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, weights.pop())
+        total.add_(gradient.float().relu().mean(dim=(1, 2)))
+        return tokens.detach()
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for block in blocks:
+            stack.enter_context(stored_weights(block.attn, weights.append))
+            stack.enter_context(_hooked(block.register_forward_pre_hook(begin)))
+            stack.enter_context(_hooked(block.register_forward_hook(add)))
+        model(images)
+    return grid.to_pixels(total[:, num_prefix_tokens:])
+
+
+def gradcam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al., 2017): the last map, its channels weighted by their mean gradient, and rectified.
+
+    Of a vision transformer the map is what enters the last block's attention: behind it the class score depends on no
+    other token than the class token.
+    """
+    net: Any = model
+    blocks = list(getattr(net, "blocks", ()))
+    last = blocks[-1].norm1 if blocks and hasattr(blocks[-1], "norm1") else last_map(model)
+    kept: list[Tensor] = []
+    with torch.enable_grad(), _hooked(last.register_forward_hook(lambda _, __, found: kept.append(found))):
+        logits = model(images.detach().requires_grad_())
+    (activation,) = kept
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), activation)
+    size = images.shape[-2], images.shape[-1]
+    (maps, grid), (gradients, _) = (to_maps(model, x.detach().float(), size) for x in (activation, gradient))
+    found = (gradients.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1).relu()  # (B, h, w)
+    return grid.to_pixels(found.flatten(1))
+
+
+def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Integrated gradients (Sundararajan et al., 2017) from the mean colour to the image; what is above zero.
+
+    captum computes them.
+
+    Raises:
+        UserError: captum is not installed.
+    """
+    method = _captum().IntegratedGradients(model)
+    found = method.attribute(images, target=labels, n_steps=INTEGRATION_STEPS, internal_batch_size=8)
+    return found.detach().float().sum(dim=1).relu()
+
+
+@torch.no_grad()
+def occlusion(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Occlusion (Zeiler & Fergus, 2014): what the class score loses while a window of mean colour covers the pixel.
+
+    captum computes it.
+
+    Raises:
+        UserError: captum is not installed.
+    """
+    channels, height, width = images.shape[1:]
+    stride = max(1, height // (2 * OCCLUDED_SHARE)), max(1, width // (2 * OCCLUDED_SHARE))
+    found = (
+        _captum()
+        .Occlusion(model)
+        .attribute(
+            images,
+            target=labels,
+            strides=(channels, *stride),
+            sliding_window_shapes=(channels, 2 * stride[0], 2 * stride[1]),
+            perturbations_per_eval=8,
+        )
+    )
+    return found.float().sum(dim=1).relu()
+
+
+def random_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Smooth noise, the same for every network: what any method should be better than."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(len(images), 1, 8, 8, generator=generator)
+    smooth = F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=False)
+    return smooth.squeeze(1).clamp(min=0).to(images.device)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A method by which `visualize` explains a class score.
+
+    Attributes:
+        about: what it shows, in a sentence.
+        is_cheap: whether it costs no more than a few forwards, so that it runs without being asked for.
+    """
+
+    run: Method
+    about: str
+    is_cheap: bool = True
+
+
+METHODS = {
+    "rollout": Explained(rollout, "Attention, followed back through the backbone. It knows nothing of the class."),
+    "rollout-pixels": Explained(
+        rollout_to_pixels,
+        "Attention, followed back through backbone, token transformers and soft splits to the pixels.",
+    ),
+    "legrad": Explained(legrad, "Attention weights that would raise the class score, of all layers."),
+    "gradcam": Explained(gradcam, "Channels of the last map that would raise the class score, where they are active."),
+    "integrated-gradients": Explained(
+        integrated_gradients, "Gradients at the pixels, on the way from the mean colour to the image.", False
+    ),
+    "occlusion": Explained(occlusion, "What the class score loses while a window covers the pixel.", False),
+}
+
+
+def last_map(model: nn.Module) -> nn.Module:
+    """The module whose output timm calls the last feature map.
+
+    Raises:
+        UserError: the network tells none.
+    """
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise UserError(f"{type(model).__name__} does not tell its feature maps.")
+    return model.get_submodule(info[-1]["module"])
+
+
+def _grid_of_tokens(model: nn.Module, images: Tensor) -> Grid:
+    return grid_of(model, (images.shape[-2], images.shape[-1]))
+
+
+def _roll(model: nn.Module, images: Tensor, recorded: dict[str, Any]) -> Tensor:
+    """The relevance of the backbone's tokens, (B, h * w)."""
+    names = [name for name in attention_layers(model) if name in recorded and name not in TOKEN_TRANSFORMERS]
+    size = (images.shape[-2], images.shape[-1])
+    grid, num_prefix_tokens = tokens_of(model, names[-1], size, recorded[names[-1]])
+    relevance = torch.zeros(len(images), num_prefix_tokens + grid.height * grid.width, device=images.device)
+    if getattr(model, "global_pool", "token") == "token" and num_prefix_tokens:
+        relevance[:, 0] = 1
+    else:
+        relevance[:, num_prefix_tokens:] = 1 / (grid.height * grid.width)
+    for name in reversed(names):
+        relevance = (relevance + recorded[name].pull(relevance)) / 2
+    return relevance[:, num_prefix_tokens:]
+
+
+def _below(relevance: Tensor, split: Split, size: tuple[int, int]) -> Tensor:
+    """From tokens, (B, N), to the pixels of their map, (B, H * W): the mean over a pixel's patches, of the same sum."""
+    kernel, stride, padding = split
+
+    def fold(values: Tensor) -> Tensor:
+        patches = values.unsqueeze(1).expand(-1, kernel * kernel, -1)
+        return F.fold(patches, size, kernel, padding=padding, stride=stride).flatten(1)
+
+    below = fold(relevance) / fold(torch.ones_like(relevance)).clamp(min=1)  # a pixel may be in no patch
+    total = below.sum(dim=1, keepdim=True)
+    return below * relevance.sum(dim=1, keepdim=True) / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+@contextlib.contextmanager
+def _hooked(handle: Any) -> Iterator[None]:
+    """Removes a hook at the end."""
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _captum() -> Any:
+    try:
+        import captum.attr  # an extra, and slow to import
+    except ImportError:
+        raise UserError(
+            "integrated-gradients and occlusion need captum, which is not installed: pip install 't2t-vit[explain]'."
+        ) from None
+    return captum.attr

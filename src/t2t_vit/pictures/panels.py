@@ -1,0 +1,203 @@
+"""What `visualize` shows: rows of tiles with captions, of one image in one network or of all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2t_vit.insight.components import ColouredTokens
+from t2t_vit.insight.examination import Examination
+from t2t_vit.insight.features import OUTLIER_TIMES, LayerLook
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS
+from t2t_vit.insight.relevance import METHODS
+from t2t_vit.pictures.html import Tile, data_address
+from t2t_vit.pictures.maps import (
+    attention_tile,
+    channel_tile,
+    coloured_tile,
+    field_tile,
+    heat_tile,
+    mark_pixel,
+    overlay_tile,
+    patches_tile,
+    picture_tile,
+    tile_size,
+)
+from t2t_vit.pictures.sheet import draw_sheet
+from t2t_vit.runtime.files import whole_file
+
+SMALL_PX, LARGE_PX = 112, 224
+MAX_HEADS = 8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Tiles of one size.
+
+    Attributes:
+        name: of its PNG file, without the ending.
+        title: what it shows.
+        about: what to look for, and what it does not prove.
+        tiles: (H, W, 3), uint8, each.
+        captions: a line for each.
+        columns: tiles in a row.
+        framed: numbers of the tiles that are marked.
+    """
+
+    name: str
+    title: str
+    about: str
+    tiles: Sequence[np.ndarray]
+    captions: Sequence[str]
+    columns: int = 8
+    framed: frozenset[int] = frozenset()
+
+    def save(self, folder: Path) -> None:
+        """Writes the tiles as one PNG file."""
+        sheet = draw_sheet(np.stack(self.tiles), self.captions, columns=self.columns, framed=self.framed)
+        with whole_file(folder / f"{self.name}.png") as file:
+            sheet.save(file, "png")
+
+    def for_page(self) -> list[Tile]:
+        """The tiles for a page."""
+        return [
+            Tile(data_address(Image.fromarray(tile), "png"), caption, number in self.framed)
+            for number, (tile, caption) in enumerate(zip(self.tiles, self.captions, strict=True))
+        ]
+
+
+def feature_panel(found: Examination, channels: int, name: str) -> Panel:
+    """Channels of the chosen layers, as in figure 2 of the paper."""
+    size = tile_size(found.image, SMALL_PX)
+    tiles: list[np.ndarray] = []
+    captions, framed = [], set()
+    for layer, features in found.features.items():
+        invalid = LayerLook.of(features).invalid[0]
+        for channel in _evenly_spaced(features.maps.shape[1], channels):
+            if invalid[channel]:
+                framed.add(len(tiles))
+            tiles.append(channel_tile(features.maps[0, channel], size))
+            captions.append(f"{_short(layer)} · {channel}")
+    about = (
+        "Look for edges and lines of the image in the first layers, and for framed channels: these are near zero or "
+        "near constant over the image, and say nothing of where something is. A channel is grey from its own least to "
+        "its own largest value, so that brightness cannot be compared between tiles."
+    )
+    return Panel(name, "Feature maps", about, tiles, captions, framed=frozenset(framed))
+
+
+def token_panel(found: Examination, name: str) -> Panel:
+    """The soft splits on the image, and what one token is made of."""
+    size = tile_size(found.image, LARGE_PX)
+    splits = [patches_tile(found.image, field, size) for field in found.fields]
+    energies = [field_tile(field, size) for field in found.fields]
+    captions, shares = [], []
+    for field in found.fields:
+        captions.append(f"{field.grid.height} x {field.grid.width}, patch {100 * field.share_of_area:.1f} %")
+        shares.append(f"{100 * field.share_in_patch:.0f} % in the patch")
+    about = (
+        "Above: the patch of one token after each soft split (blue), the patches of its neighbours, which overlap it "
+        "(orange), and the centres of all tokens. Below: how strongly each pixel moves that token, measured by the "
+        "gradient of this network on this image. Token transformers look at the whole image: the share of the "
+        "gradient inside the patch says how far a token still is its patch. It says nothing of the blocks that "
+        "follow."
+    )
+    return Panel(name, "Tokens", about, [*splits, *energies], [*captions, *shares], columns=max(1, len(found.fields)))
+
+
+def attention_panel(found: Examination, name: str) -> Panel:
+    """The attention of each head in some layers."""
+    size = tile_size(found.image, SMALL_PX)
+    tiles, captions = [], []
+    image_size = (found.image.shape[0], found.image.shape[1])
+    for layer, rows in found.attention.items():
+        for head in _evenly_spaced(len(rows), MAX_HEADS):
+            tile = attention_tile(found.image, rows[head], found.grids[layer], size)
+            if layer in TOKEN_TRANSFORMERS:
+                tile = mark_pixel(tile, found.pixel, image_size)
+            tiles.append(tile)
+            captions.append(f"{_short(layer)} · {head}")
+    about = (
+        "Bright is where a query looks: in the backbone the class token, in a token transformer the patch at the "
+        "cross. Each tile is bright from its own least to its own largest weight. Attention shows what is mixed, not "
+        "what the answer depends on."
+    )
+    return Panel(name, "Attention", about, tiles, captions)
+
+
+def relevance_panel(found: Examination, name: str) -> Panel:
+    """The image, and where its class score comes from by each method."""
+    size = tile_size(found.image, LARGE_PX)
+    tiles = [picture_tile(found.image, size)]
+    captions = [f"{found.answer[0]}, {100 * found.answer[1]:.0f} %"]
+    for method, relevance in found.relevance.items():
+        tiles.append(overlay_tile(found.image, relevance, size))
+        captions.append(f"{method}, up to {float(relevance.max() / relevance.mean().clamp(min=1e-12)):.1f} x mean")
+    kinds = " ".join(f"{method}: {METHODS[method].about}" for method in found.relevance)
+    about = (
+        f"Where the score of {found.asked} comes from. {kinds} They differ in what they measure, and none is a proof: "
+    )
+    return Panel(name, f"Relevance for {found.asked}", about, tiles, captions, columns=4)
+
+
+def norm_panel(found: Examination, name: str) -> Panel:
+    """The norms of the tokens, layer by layer."""
+    size = tile_size(found.image, SMALL_PX)
+    tiles: list[np.ndarray] = []
+    captions, framed = [], set()
+    for layer, look in found.looks.items():
+        norms = look.norms[0].cpu()
+        median = float(norms.median())
+        if float(norms.max()) > OUTLIER_TIMES * median:
+            framed.add(len(tiles))
+        tiles.append(heat_tile(norms, size, low=0, high=max(2 * median, float(norms.max()))))
+        captions.append(f"{_short(layer)} · {float(norms.max()) / max(median, 1e-12):.1f} x")
+    about = (
+        "The norm of each patch's token, dark from zero. Below a tile: the largest over the median. Framed are layers "
+        f"with a token above {OUTLIER_TIMES:g} times the median: such tokens mostly lie where nothing is, and spoil "
+        "attention maps (Darcet et al., 2024)."
+    )
+    return Panel(name, "Norms of the tokens", about, tiles, captions, framed=frozenset(framed))
+
+
+def component_panel(
+    images: Sequence[np.ndarray], coloured: Sequence[ColouredTokens], shares: Sequence[float], name: str
+) -> Panel:
+    """Each image beside its tokens in colours."""
+    size = tile_size(images[0], LARGE_PX if len(images) < 4 else SMALL_PX)
+    tiles, captions = [], []
+    for number, (image, tokens) in enumerate(zip(images, coloured, strict=True), start=1):
+        tiles += [picture_tile(image, size), coloured_tile(image, tokens, size)]
+        captions += [f"image {number}", f"{100 * tokens.foreground.mean():.0f} % foreground"]
+    explained = " ".join(f"{100 * share:.0f} %" for share in shares)
+    about = (
+        "The tokens of the last layer by their three largest principal components as red, green and blue, which "
+        f"explain {explained} of the foreground's variance. They are fitted over all images here: the same colour "
+        "means the same thing in each. The darkened background is the side of the first component of all tokens that "
+        "is more common at the edges: a guess, not a segmentation."
+    )
+    return Panel(name, "Tokens as colours", about, tiles, captions, columns=8 if len(images) > 3 else 4)
+
+
+def save_numbers(found: Examination, path: Path) -> None:
+    """Writes the numbers behind the pictures as .npz: relevance/METHOD, attention/LAYER, energy/LAYER, norms/LAYER."""
+    arrays: dict[str, Any] = {
+        **{f"relevance/{method}": values.float().numpy() for method, values in found.relevance.items()},
+        **{f"attention/{layer}": rows.float().numpy() for layer, rows in found.attention.items()},
+        **{f"energy/{field.name}": field.energy.cpu().numpy() for field in found.fields},
+        **{f"norms/{layer}": look.norms[0].cpu().numpy() for layer, look in found.looks.items()},
+    }
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _short(layer: str) -> str:
+    """The name of a layer that fits below a tile."""
+    return layer.removeprefix("tokens_to_token.").removesuffix(".attn")
+
+
+def _evenly_spaced(total: int, count: int) -> list[int]:
+    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total)).tolist()})

@@ -1,0 +1,254 @@
+"""The command `visualize`: what networks see in images, as PNG files, numbers, and one page."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2t_vit.data.loading import Batch
+from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.inference.inputs import find_images, image_set
+from t2t_vit.inference.predictor import Predictor, evaluation_loader
+from t2t_vit.insight.components import colour_tokens
+from t2t_vit.insight.config import VisualizeConfig
+from t2t_vit.insight.examination import Examination, Plan, examine, make_plan
+from t2t_vit.insight.faithfulness import Faithfulness, measure_faithfulness
+from t2t_vit.insight.features import LayerHealth, layer_health
+from t2t_vit.insight.relevance import METHODS
+from t2t_vit.models.factory import create_model
+from t2t_vit.models.preprocessing import data_config_of
+from t2t_vit.pictures.html import render
+from t2t_vit.pictures.layers import CHARTS, layers_figure, layers_svg
+from t2t_vit.pictures.panels import (
+    Panel,
+    attention_panel,
+    component_panel,
+    feature_panel,
+    norm_panel,
+    relevance_panel,
+    save_numbers,
+    token_panel,
+)
+from t2t_vit.runtime.console import Display, new_table, print_table
+from t2t_vit.runtime.files import write_csv, write_errors_told, write_text
+
+PAGE, LAYERS, SCORES = "index.html", "layers.csv", "faithfulness.csv"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to look into, and what to look at in it."""
+
+    name: str
+    predictor: Predictor
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a page shows of an image in a network, or of all images."""
+
+    title: str
+    about: str
+    panels: Sequence[Panel]
+
+
+def visualize(config: VisualizeConfig) -> None:
+    """`t2t-vit visualize`: writes pictures, numbers and a page of them.
+
+    Raises:
+        UserError: a network cannot be made, or has not what was asked for; or images are unreadable, named, after all
+            others were shown.
+    """
+    paths = find_images(config.images)
+    if len(paths) > config.max_images:
+        places = [round(place * (len(paths) - 1) / max(config.max_images - 1, 1)) for place in range(config.max_images)]
+        print(f"{config.max_images} of {len(paths):,} images are shown; --max-images shows more.")
+        paths = [paths[place] for place in places]
+    subjects = _subjects(config)
+    output = Path(config.output or f"runs/visualize-{_file_name(Path(str(paths[0])).stem)}")
+    with write_errors_told(output):
+        output.mkdir(parents=True, exist_ok=True)
+    display = Display(stderr=True)
+    sections: list[Section] = []
+    layers: dict[str, list[LayerHealth]] = {}
+    scores: list[Faithfulness] = []
+    unreadable: list[str] = []
+    for subject in subjects:
+        names, found, batches = [], [], []
+        with display.steps(subject.name, len(paths)) as steps:
+            for batch in _load(subject.predictor, paths):
+                unreadable += [reason for reason in batch.unreadable if reason not in unreadable]
+                if len(batch.images):
+                    names.append(Path(str(paths[int(batch.indices[0])])).name)
+                    found.append(examine(subject.predictor, batch.images, subject.plan))
+                    batches.append(batch.images)
+                    sections.append(_section(subject, found[-1], names[-1], config, output, number=len(found)))
+                steps.advance()
+        if not found:
+            continue
+        judged = [*found[0].looks]
+        layers[subject.name] = [
+            layer_health(subject.name, layer, [one.looks[layer] for one in found]) for layer in judged
+        ]
+        sections.append(_together(subject, found, output))
+        if config.faithfulness:
+            scores += _scores(subject, batches, display)
+    if layers:
+        write_csv(output / LAYERS, [row for rows in layers.values() for row in rows])
+        layers_figure(layers, output / "layers.png")
+        if scores:
+            write_csv(output / SCORES, scores)
+            print_scores(scores)
+        write_text(output / PAGE, _page(subjects, sections, layers, scores))
+        print(f"Page:     {output / PAGE}", f"Pictures: {output}/*.png", f"Numbers:  {output}/*.csv, *.npz", sep="\n")
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read: {'; '.join(unreadable)}.")
+
+
+def _subjects(config: VisualizeConfig) -> list[Subject]:
+    """The networks, each with what to look at; whatever is wrong with one is told before the first image is read."""
+    predictors: dict[str, Predictor] = {}
+    for path in config.checkpoint:
+        predictor = Predictor(path, device=config.device, background=config.background, img_size=config.img_size)
+        name = str(predictor.checkpoint.model or type(predictor.network).__name__)
+        predictors[name if name not in predictors else f"{name} ({path})"] = predictor
+    for name in config.model:
+        try:
+            network = create_model(name, pretrained=config.pretrained, img_size=config.img_size)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The weights of {name} could not be had: {error}. "
+                "Give --checkpoint, or --no-pretrained for random ones."
+            ) from error
+        known = data_config_of(network, img_size=config.img_size)
+        predictors[name] = Predictor(
+            network.eval(), device=config.device, background=config.background, data_config=known
+        )
+    subjects = []
+    for name, predictor in predictors.items():
+        plan = make_plan(
+            predictor, layers=config.layers, methods=config.methods, label=config.label, pixel=config.pixel
+        )
+        subjects.append(Subject(name, predictor, plan))
+    return subjects
+
+
+def _load(predictor: Predictor, paths: Sequence[Any]) -> Iterator[Batch]:
+    """The images one by one, as the network gets them before they are normalised."""
+    yield from evaluation_loader(
+        image_set(paths), predictor.data_config, batch_size=1, machine=predictor.machine, workers=0
+    )
+
+
+def _section(
+    subject: Subject, found: Examination, image: str, config: VisualizeConfig, output: Path, *, number: int
+) -> Section:
+    """Draws what was found of one image, and writes it."""
+    if config.methods and not found.relevance:
+        raise UserError(" ".join(found.reasons.values()))
+    stem = f"{number:02}-{_file_name(image)}-{_file_name(subject.name)}"
+    panels = [relevance_panel(found, f"{stem}-relevance")]
+    if found.fields:
+        panels.append(token_panel(found, f"{stem}-tokens"))
+    if found.attention:
+        panels.append(attention_panel(found, f"{stem}-attention"))
+    panels += [feature_panel(found, config.channels, f"{stem}-features"), norm_panel(found, f"{stem}-norms")]
+    for panel in panels:
+        panel.save(output)
+    save_numbers(found, output / f"{stem}.npz")
+    height, width = found.image.shape[:2]
+    about = f"{found.answer[0]} with {100 * found.answer[1]:.1f} %; {width} x {height} pixels."
+    return Section(f"{image} in {subject.name}", " ".join([about, *found.reasons.values()]), panels)
+
+
+def _together(subject: Subject, found: Sequence[Examination], output: Path) -> Section:
+    """Draws what was found over all images."""
+    coloured, shares = colour_tokens([one.last for one in found])
+    panel = component_panel([one.image for one in found], coloured, shares, f"all-{_file_name(subject.name)}-colours")
+    panel.save(output)
+    return Section(f"All images in {subject.name}", "", [panel])
+
+
+def _scores(subject: Subject, batches: Sequence[Tensor], display: Display) -> list[Faithfulness]:
+    """Measures the methods that fit the network, for what it says of the images."""
+    predictor = subject.predictor
+    images = torch.cat([predictor.normalize(batch) for batch in batches])
+    with torch.no_grad():
+        labels = predictor.network(images).argmax(dim=1)
+    if subject.plan.label is not None:
+        labels = torch.full_like(labels, subject.plan.label)
+    methods = {}
+    for name in subject.plan.methods:
+        try:
+            METHODS[name].run(predictor.network, images[:1], labels[:1])
+        except UserError:
+            continue  # the page tells why
+        methods[name] = METHODS[name].run
+    with display.steps(f"faithfulness of {subject.name}", len(methods) + 1) as steps:
+        return measure_faithfulness(
+            predictor.network, images, labels, methods, model_name=subject.name, each=steps.advance
+        )
+
+
+def print_scores(scores: Sequence[Faithfulness]) -> None:
+    """Prints how far each method can be believed."""
+    table = new_table("Network", "Method", "Deletion", "Insertion", "SaCo", "Random weights", num_words=2)
+    for row in scores:
+        table.add_row(row.model, row.method, *_cells(row))
+    print_table(table)
+    print(
+        "Deletion: low is good. Insertion, SaCo: high. Random weights: rank correlation with their map, near 0 is good."
+    )
+
+
+def _cells(row: Faithfulness) -> list[str]:
+    """A row's scores with their intervals."""
+    cells = [
+        f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        for mean, low, high in (
+            (row.deletion, row.deletion_low, row.deletion_high),
+            (row.insertion, row.insertion_low, row.insertion_high),
+            (row.saco, row.saco_low, row.saco_high),
+        )
+    ]
+    return [*cells, "" if row.after_randomising is None else f"{row.after_randomising:.2f}"]
+
+
+def _page(
+    subjects: Sequence[Subject],
+    sections: Sequence[Section],
+    layers: dict[str, list[LayerHealth]],
+    scores: Sequence[Faithfulness],
+) -> str:
+    shown = [
+        {
+            "title": section.title,
+            "about": section.about,
+            "panels": [
+                {"title": panel.title, "about": panel.about, "columns": panel.columns, "tiles": panel.for_page()}
+                for panel in section.panels
+            ],
+        }
+        for section in sections
+    ]
+    return render(
+        "visualize.html.j2",
+        title=f"What {abbreviate((subject.name for subject in subjects), limit=3)} see"
+        + ("s" if len(subjects) == 1 else ""),
+        sections=shown,
+        charts={title: layers_svg(title, layers) for title in CHARTS},
+        layers=layers,
+        scores=[(row.model, row.method, *_cells(row)) for row in scores],
+    )
+
+
+def _file_name(text: str) -> str:
+    """Text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("._")[:60] or "image"
