@@ -150,9 +150,9 @@ def write_small_checkpoint():
     import timm
     import torch
 
-    def write(path, *, num_classes=3, **contents):
+    def write(path, *, num_classes=3, in_chans=3, **contents):
         model_args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "token_dim": 16, "img_size": 32}
-        model_args["num_classes"] = num_classes
+        model_args |= {"num_classes": num_classes, "in_chans": in_chans}
         torch.manual_seed(0)
         model = timm.create_model("t2t_vit_7_32px", **model_args)
         with torch.no_grad():

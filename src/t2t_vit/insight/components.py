@@ -28,8 +28,8 @@ def colour_tokens(maps: Sequence[Tensor]) -> tuple[list[ColouredTokens], list[fl
     """Colours tokens by their principal components (as Oquab et al., 2023, show those of DINOv2).
 
     The first component of all tokens tells foreground from background: foreground is the side of zero that is rarer at
-    the edges of the images. Three components of the foreground's tokens become red, green and blue. The same images
-    give the same colours.
+    the edges of the images. Three components of the foreground's tokens become red, green and blue. A component's sign
+    is that of its largest entry, so that the same images give the same colours.
 
     Args:
         maps: of each image, (C, h, w), of the same layer.
@@ -37,18 +37,15 @@ def colour_tokens(maps: Sequence[Tensor]) -> tuple[list[ColouredTokens], list[fl
     Returns:
         The coloured tokens of each image, and the three components' shares of the foreground's variance.
     """
-    from sklearn.decomposition import PCA  # slow to import
-
     tokens = np.concatenate([_rows(found) for found in maps]).astype(np.float64)
     is_edge = np.concatenate([_edge(found.shape[1], found.shape[2]).ravel() for found in maps])
-    first = PCA(1, svd_solver="covariance_eigh").fit_transform(tokens)[:, 0]
+    first = _scores(tokens, 1)[0][:, 0]
     above = first > 0
     if (~is_edge).any() and above[is_edge].mean() > above[~is_edge].mean():
         above = ~above
     if above.sum() <= 3:  # three components need four tokens
         above = np.ones_like(above)
-    pca = PCA(min(3, tokens.shape[1]), svd_solver="covariance_eigh").fit(tokens[above])
-    scores = pca.transform(tokens[above])
+    scores, shares = _scores(tokens[above], 3)
     low, high = np.percentile(scores, [LOW_PERCENT, HIGH_PERCENT], axis=0)
     colours = np.zeros((len(tokens), 3), np.float32)
     colours[above, : scores.shape[1]] = ((scores - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
@@ -59,7 +56,21 @@ def colour_tokens(maps: Sequence[Tensor]) -> tuple[list[ColouredTokens], list[fl
         own = above[begin:end].reshape(height, width), colours[begin:end].reshape(height, width, 3)
         coloured.append(ColouredTokens(*own))
         begin = end
-    return coloured, pca.explained_variance_ratio_.tolist()
+    return coloured, shares
+
+
+def _scores(tokens: np.ndarray, count: int) -> tuple[np.ndarray, list[float]]:
+    """The largest principal components of tokens, (N, C), each with its share of the variance.
+
+    Returns:
+        The tokens' scores, (N, count), or of fewer where C is less, and the shares.
+    """
+    centred = tokens - tokens.mean(axis=0)
+    variances, axes = np.linalg.eigh(centred.T @ centred)  # in ascending order
+    variances, axes = variances[::-1][:count], axes[:, ::-1][:, :count]
+    signs = np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
+    total = max(float(np.square(centred).sum()), 1e-12)
+    return centred @ (axes * signs), (variances.clip(0) / total).tolist()
 
 
 def _rows(found: Tensor) -> np.ndarray:

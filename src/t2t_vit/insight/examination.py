@@ -12,7 +12,7 @@ from t2t_vit.data.pixels import as_seen
 from t2t_vit.errors import UserError, abbreviate, closest
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.attention import Query, attention_layers, capture_attention
-from t2t_vit.insight.features import Features, LayerLook, capture_features, feature_layers
+from t2t_vit.insight.features import Features, LayerLook, capture_features, feature_layers, tells_layers
 from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
 from t2t_vit.insight.receptive import ReceptiveField, receptive_fields
 from t2t_vit.insight.relevance import METHODS
@@ -58,6 +58,7 @@ class Plan:
     """What to look at in one network.
 
     Attributes:
+        judged: layers along which channels and norms are counted; the last one's tokens are coloured.
         layers: whose maps are shown.
         attention_layers: whose attention is shown.
         methods: of relevance, by name.
@@ -65,6 +66,7 @@ class Plan:
         pixel: (x, y), whose patch is followed; None takes the middle.
     """
 
+    judged: tuple[str, ...]
     layers: tuple[str, ...]
     attention_layers: tuple[str, ...]
     methods: tuple[str, ...]
@@ -96,8 +98,8 @@ def make_plan(
     known = {name for name, _ in model.named_modules() if name}
     for layer in layers or ():
         if layer not in known:
-            offered = feature_layers(model)
-            raise UserError(f"{closest(layer, known, 'layer')} Usual ones: {abbreviate(offered, limit=len(offered))}.")
+            usual = feature_layers(model) if tells_layers(model) else sorted(known)
+            raise UserError(f"{closest(layer, known, 'layer')} Usual ones: {abbreviate(usual, limit=30)}.")
     if label is not None and label not in predictor.class_names:
         raise UserError(closest(label, predictor.class_names, "class"))
     height, width = predictor.data_config["input_size"][1:]
@@ -105,8 +107,10 @@ def make_plan(
         Grid.spread((1, 1), (height, width)).token_at(*pixel)
     with_attention = [name for name in attention_layers(model) if name not in TOKEN_TRANSFORMERS]
     token_transformers = [name for name in attention_layers(model) if name in TOKEN_TRANSFORMERS]
+    judged = tuple(layers) if layers and not tells_layers(model) else tuple(feature_layers(model))
     return Plan(
-        tuple(layers) if layers else _evenly(feature_layers(model), num_layers),
+        judged,
+        tuple(layers) if layers else _evenly(judged, num_layers),
         (*token_transformers, *_evenly(with_attention, 3)),
         tuple(methods) if methods else tuple(name for name, method in METHODS.items() if method.is_cheap),
         None if label is None else predictor.class_names.index(label),
@@ -127,8 +131,11 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
     image = predictor.normalize(pixels)
     size = image.shape[-2], image.shape[-1]
     pixel = plan.pixel or (size[1] // 2, size[0] // 2)
-    judged = feature_layers(model)
-    with torch.no_grad(), predictor.machine.autocast(), capture_features(model, list({*judged, *plan.layers})) as found:
+    with (
+        torch.no_grad(),
+        predictor.machine.autocast(),
+        capture_features(model, list({*plan.judged, *plan.layers})) as found,
+    ):
         logits = model(image)
     probabilities = predictor.probabilities(logits)[0]
     best = int(probabilities.argmax())
@@ -147,8 +154,8 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
         asked=predictor.class_names[label],
         pixel=pixel,
         features={layer: Features(found[layer].maps.cpu(), found[layer].grid) for layer in plan.layers},
-        last=found[judged[-1]].maps[0].cpu(),
-        looks={layer: LayerLook.of(found[layer]) for layer in judged},
+        last=found[plan.judged[-1]].maps[0].cpu(),
+        looks={layer: LayerLook.of(found[layer]) for layer in plan.judged},
         attention=rows,
         grids=grids,
         relevance=relevance,

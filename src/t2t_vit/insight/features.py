@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,11 +123,10 @@ def feature_layers(model: nn.Module) -> list[str]:
     blocks = getattr(model, "blocks", None)
     if isinstance(blocks, nn.Sequential | nn.ModuleList) and hasattr(model, "patch_embed"):
         return ["patch_embed", *(f"blocks.{i}" for i in range(len(blocks)))]
-    info = getattr(model, "feature_info", None)
-    if not info:
+    if not tells_layers(model):
         raise UserError(f"{type(model).__name__} does not tell its feature maps: name modules with --layers.")
     names: list[str] = []
-    for entry in info:
+    for entry in cast(Any, model.feature_info):
         name = entry["module"]
         module = model.get_submodule(name)
         inner = getattr(module, "blocks", None)
@@ -137,6 +137,11 @@ def feature_layers(model: nn.Module) -> list[str]:
         else:
             names.append(name)
     return names
+
+
+def tells_layers(model: nn.Module) -> bool:
+    """Whether the network is one of this package, or one of timm that tells its feature maps."""
+    return bool(getattr(model, "feature_info", None))
 
 
 @contextlib.contextmanager

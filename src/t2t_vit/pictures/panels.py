@@ -140,7 +140,7 @@ def relevance_panel(found: Examination, name: str) -> Panel:
     about = (
         f"Where the score of {found.asked} comes from. {kinds} They differ in what they measure, and none is a proof: "
     )
-    return Panel(name, f"Relevance for {found.asked}", about, tiles, captions, columns=4)
+    return Panel(name, f"Relevance for {found.asked}", about, tiles, captions, columns=min(5, len(tiles)))
 
 
 def norm_panel(found: Examination, name: str) -> Panel:
