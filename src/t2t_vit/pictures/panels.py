@@ -1,6 +1,6 @@
 """What `visualize` shows: rows of tiles with captions, of one image in one network or of all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def token_panel(found: Examination, name: str) -> Panel:
     energies = [field_tile(field, size) for field in found.fields]
     captions, shares = [], []
     for field in found.fields:
-        captions.append(f"{field.grid.height} x {field.grid.width}, patch {100 * field.share_of_area:.1f} %")
+        captions.append(f"{field.grid.height} x {field.grid.width}, patch {100 * field.share_of_area:.2g} %")
         shares.append(f"{100 * field.share_in_patch:.0f} % in the patch")
     about = (
         "Above: the patch of one token after each soft split (blue), the patches of its neighbours, which overlap it "
@@ -135,10 +135,12 @@ def relevance_panel(found: Examination, name: str) -> Panel:
     captions = [f"{found.answer[0]}, {100 * found.answer[1]:.0f} %"]
     for method, relevance in found.relevance.items():
         tiles.append(overlay_tile(found.image, relevance, size))
-        captions.append(f"{method}, up to {float(relevance.max() / relevance.mean().clamp(min=1e-12)):.1f} x mean")
+        captions.append(f"{method} · {float(relevance.max() / relevance.mean().clamp(min=1e-12)):.1f} x")
     kinds = " ".join(f"{method}: {METHODS[method].about}" for method in found.relevance)
     about = (
-        f"Where the score of {found.asked} comes from. {kinds} They differ in what they measure, and none is a proof: "
+        f"Where the score of {found.asked} comes from. {kinds} A tile is bright from its own least to its own largest "
+        "value; below it stands the largest over the mean, and below 1.5 x there is hardly a difference to see. The "
+        "methods differ in what they measure, and none is a proof: --faithfulness measures how far to believe each."
     )
     return Panel(name, f"Relevance for {found.asked}", about, tiles, captions, columns=min(5, len(tiles)))
 
@@ -164,14 +166,14 @@ def norm_panel(found: Examination, name: str) -> Panel:
 
 
 def component_panel(
-    images: Sequence[np.ndarray], coloured: Sequence[ColouredTokens], shares: Sequence[float], name: str
+    images: Mapping[str, np.ndarray], coloured: Sequence[ColouredTokens], shares: Sequence[float], name: str
 ) -> Panel:
     """Each image beside its tokens in colours."""
-    size = tile_size(images[0], LARGE_PX if len(images) < 4 else SMALL_PX)
+    size = tile_size(next(iter(images.values())), LARGE_PX if len(images) < 4 else SMALL_PX)
     tiles, captions = [], []
-    for number, (image, tokens) in enumerate(zip(images, coloured, strict=True), start=1):
+    for (image_name, image), tokens in zip(images.items(), coloured, strict=True):
         tiles += [picture_tile(image, size), coloured_tile(image, tokens, size)]
-        captions += [f"image {number}", f"{100 * tokens.foreground.mean():.0f} % foreground"]
+        captions += [image_name, f"{100 * tokens.foreground.mean():.0f} % foreground"]
     explained = " ".join(f"{100 * share:.0f} %" for share in shares)
     about = (
         "The tokens of the last layer by their three largest principal components as red, green and blue, which "

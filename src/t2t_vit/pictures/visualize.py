@@ -1,8 +1,8 @@
 """The command `visualize`: what networks see in images, as PNG files, numbers, and one page."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from t2t_vit.data.loading import Batch
-from t2t_vit.errors import UserError, abbreviate
+from t2t_vit.errors import UserError
 from t2t_vit.inference.inputs import find_images, image_set
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.insight.components import colour_tokens
@@ -37,6 +37,7 @@ from t2t_vit.runtime.console import Display, new_table, print_table
 from t2t_vit.runtime.files import write_csv, write_errors_told, write_text
 
 PAGE, LAYERS, SCORES = "index.html", "layers.csv", "faithfulness.csv"
+TOGETHER = 10**9
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,26 @@ class Subject:
 
 @dataclass(frozen=True)
 class Section:
-    """What a page shows of an image in a network, or of all images."""
+    """What a page shows of an image in a network, or of all images.
 
+    Attributes:
+        place: the image's number, by which networks stand side by side; TOGETHER for all images.
+    """
+
+    place: int
     title: str
     about: str
     panels: Sequence[Panel]
+
+
+@dataclass
+class Story:
+    """What has been found so far."""
+
+    sections: list[Section] = field(default_factory=list)
+    layers: dict[str, list[LayerHealth]] = field(default_factory=dict)
+    scores: list[Faithfulness] = field(default_factory=list)
+    unreadable: dict[str, None] = field(default_factory=dict)  # in their order
 
 
 def visualize(config: VisualizeConfig) -> None:
@@ -64,50 +80,65 @@ def visualize(config: VisualizeConfig) -> None:
         UserError: a network cannot be made, or has not what was asked for; or images are unreadable, named, after all
             others were shown.
     """
-    paths = find_images(config.images)
-    if len(paths) > config.max_images:
-        places = [round(place * (len(paths) - 1) / max(config.max_images - 1, 1)) for place in range(config.max_images)]
-        print(f"{config.max_images} of {len(paths):,} images are shown; --max-images shows more.")
-        paths = [paths[place] for place in places]
+    paths = _chosen(find_images(config.images), config.max_images)
     subjects = _subjects(config)
     output = Path(config.output or f"runs/visualize-{_file_name(Path(str(paths[0])).stem)}")
     with write_errors_told(output):
         output.mkdir(parents=True, exist_ok=True)
-    display = Display(stderr=True)
-    sections: list[Section] = []
-    layers: dict[str, list[LayerHealth]] = {}
-    scores: list[Faithfulness] = []
-    unreadable: list[str] = []
+    story, display = Story(), Display(stderr=True)
     for subject in subjects:
-        names, found, batches = [], [], []
-        with display.steps(subject.name, len(paths)) as steps:
-            for batch in _load(subject.predictor, paths):
-                unreadable += [reason for reason in batch.unreadable if reason not in unreadable]
-                if len(batch.images):
-                    names.append(Path(str(paths[int(batch.indices[0])])).name)
-                    found.append(examine(subject.predictor, batch.images, subject.plan))
-                    batches.append(batch.images)
-                    sections.append(_section(subject, found[-1], names[-1], config, output, number=len(found)))
-                steps.advance()
-        if not found:
-            continue
-        judged = [*found[0].looks]
-        layers[subject.name] = [
-            layer_health(subject.name, layer, [one.looks[layer] for one in found]) for layer in judged
-        ]
-        sections.append(_together(subject, found, output))
-        if config.faithfulness:
-            scores += _scores(subject, batches, display)
-    if layers:
-        write_csv(output / LAYERS, [row for rows in layers.values() for row in rows])
-        layers_figure(layers, output / "layers.png")
-        if scores:
-            write_csv(output / SCORES, scores)
-            print_scores(scores)
-        write_text(output / PAGE, _page(subjects, sections, layers, scores))
+        _look(subject, paths, config, output, story, display)
+    if story.layers:
+        write_csv(output / LAYERS, [row for rows in story.layers.values() for row in rows])
+        layers_figure(story.layers, output / "layers.png")
+        if story.scores:
+            write_csv(output / SCORES, story.scores)
+            print_scores(story.scores)
+        write_text(output / PAGE, _page(subjects, story))
         print(f"Page:     {output / PAGE}", f"Pictures: {output}/*.png", f"Numbers:  {output}/*.csv, *.npz", sep="\n")
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read: {'; '.join(unreadable)}.")
+    if story.unreadable:
+        raise UserError(
+            f"{len(story.unreadable)} of {len(paths)} images could not be read: {'; '.join(story.unreadable)}."
+        )
+
+
+def _chosen(paths: Sequence[Path | str], count: int) -> Sequence[Path | str]:
+    """So many of the paths, evenly spaced."""
+    if len(paths) <= count:
+        return paths
+    print(f"{count} of {len(paths):,} images are shown; --max-images shows more.")
+    return [paths[round(place * (len(paths) - 1) / max(count - 1, 1))] for place in range(count)]
+
+
+def _look(
+    subject: Subject,
+    paths: Sequence[Path | str],
+    config: VisualizeConfig,
+    output: Path,
+    story: Story,
+    display: Display,
+) -> None:
+    """Draws and writes what one network sees in the images, and adds it to the story."""
+    found: dict[str, Examination] = {}
+    batches: list[Tensor] = []
+    with display.steps(subject.name, len(paths)) as steps:
+        for batch in _load(subject.predictor, paths):
+            story.unreadable |= dict.fromkeys(batch.unreadable)
+            if len(batch.images):
+                number, name = len(found) + 1, Path(str(paths[int(batch.indices[0])])).name
+                one = examine(subject.predictor, batch.images, subject.plan)
+                story.sections.append(_section(subject, one, name, config, output, number=number))
+                found[f"{number} {name}"] = replace(one, features={})  # drawn, and large
+                batches.append(batch.images)
+            steps.advance()
+    if not found:
+        return
+    story.layers[subject.name] = [
+        layer_health(subject.name, layer, [one.looks[layer] for one in found.values()]) for layer in subject.plan.judged
+    ]
+    story.sections.append(_together(subject, found, output))
+    if config.faithfulness:
+        story.scores += _scores(subject, batches, display)
 
 
 def _subjects(config: VisualizeConfig) -> list[Subject]:
@@ -165,15 +196,16 @@ def _section(
     save_numbers(found, output / f"{stem}.npz")
     height, width = found.image.shape[:2]
     about = f"{found.answer[0]} with {100 * found.answer[1]:.1f} %; {width} x {height} pixels."
-    return Section(f"{image} in {subject.name}", " ".join([about, *found.reasons.values()]), panels)
+    return Section(number, f"{image} in {subject.name}", " ".join([about, *found.reasons.values()]), panels)
 
 
-def _together(subject: Subject, found: Sequence[Examination], output: Path) -> Section:
-    """Draws what was found over all images."""
-    coloured, shares = colour_tokens([one.last for one in found])
-    panel = component_panel([one.image for one in found], coloured, shares, f"all-{_file_name(subject.name)}-colours")
+def _together(subject: Subject, found: Mapping[str, Examination], output: Path) -> Section:
+    """Draws what was found over all images, by their names."""
+    coloured, shares = colour_tokens([one.last for one in found.values()])
+    images = {name: one.image for name, one in found.items()}
+    panel = component_panel(images, coloured, shares, f"all-{_file_name(subject.name)}-colours")
     panel.save(output)
-    return Section(f"All images in {subject.name}", "", [panel])
+    return Section(TOGETHER, f"All images in {subject.name}", "", [panel])
 
 
 def _scores(subject: Subject, batches: Sequence[Tensor], display: Display) -> list[Faithfulness]:
@@ -221,12 +253,8 @@ def _cells(row: Faithfulness) -> list[str]:
     return [*cells, "" if row.after_randomising is None else f"{row.after_randomising:.2f}"]
 
 
-def _page(
-    subjects: Sequence[Subject],
-    sections: Sequence[Section],
-    layers: dict[str, list[LayerHealth]],
-    scores: Sequence[Faithfulness],
-) -> str:
+def _page(subjects: Sequence[Subject], story: Story) -> str:
+    """The page; networks stand side by side for each image."""
     shown = [
         {
             "title": section.title,
@@ -236,16 +264,16 @@ def _page(
                 for panel in section.panels
             ],
         }
-        for section in sections
+        for section in sorted(story.sections, key=lambda section: section.place)
     ]
+    names = " and ".join(subject.name for subject in subjects)
     return render(
         "visualize.html.j2",
-        title=f"What {abbreviate((subject.name for subject in subjects), limit=3)} see"
-        + ("s" if len(subjects) == 1 else ""),
+        title=f"What {names} see" + "s" * (len(subjects) == 1),
         sections=shown,
-        charts={title: layers_svg(title, layers) for title in CHARTS},
-        layers=layers,
-        scores=[(row.model, row.method, *_cells(row)) for row in scores],
+        charts={title: layers_svg(title, story.layers) for title in CHARTS},
+        layers=story.layers,
+        scores=[(row.model, row.method, *_cells(row)) for row in story.scores],
     )
 
 
