@@ -116,6 +116,7 @@ def option(
     choices: Iterable[str] = (),
     metavar: str | None = None,
     heading: str | None = None,
+    commas: bool = False,
     **rule: Unpack[Rule],
 ) -> Any:
     """A dataclass field that is a flag: `batch_size` is `--batch-size`.
@@ -128,10 +129,11 @@ def option(
         choices: the allowed values, if the type is no `Literal`.
         metavar: the placeholder of the value in the help; by default N for a whole number, X for a number.
         heading: the help's heading over this flag and the next ones.
+        commas: whether commas may stand between words, instead of spaces.
         rule: a `Rule`.
     """
     about = {"help": help, "short": short, "choices": tuple(choices), "metavar": metavar, "heading": heading}
-    return _field(default, {**about, "rule": rule})
+    return _field(default, {**about, "commas": commas, "rule": rule})
 
 
 def argument(help: str, *, default: Any = ..., metavar: str | None = None, **rule: Unpack[Rule]) -> Any:
@@ -273,6 +275,7 @@ class Option:
     choices: tuple[str, ...] = ()
     metavar: str
     heading: str
+    commas: bool = False
     rule: Rule = dataclasses.field(default_factory=Rule)
     kind: type = str
     counts: tuple[float, ...] = (1,)
@@ -306,6 +309,8 @@ class Option:
         if self.nullable and value in (None, "none", "auto"):
             return None
         items = value if isinstance(value, list | tuple) else [value]
+        if self.commas:
+            items = [word for item in items for word in str(item).split(",") if word]
         try:
             typed = tuple(_read_item(item, self.kind) for item in items)
         except ValueError:

@@ -214,6 +214,7 @@ def open_evaluation(
 
     They are the validation images if the data has some, else its test images. Otherwise they are what training split
     off for validation or, if training saw none of the data, all images. Of digits they are always the validation part.
+    Of a run with --labels they are the images that it reported on.
 
     Args:
         data, data_dir: as for `open_source`.
@@ -223,8 +224,10 @@ def open_evaluation(
         UserError: as `open_source`.
     """
     splits = _open(data, data_dir)
-    known = trained_split or {}
-    given = splits.val or splits.test
+    known = dict(trained_split or {})
+    labels = known.pop("labels", {})
+    given = splits.test if labels.get("reported") == "test" else None
+    given = given or splits.val or splits.test
     if given is not None:
         class_names, images = given.read()
         kept = without(images, set(known.get("excluded", ())))
@@ -240,7 +243,7 @@ def open_evaluation(
             _, val, split = split_by_class(kept, class_names=class_names, **settings)
         except UserError:  # other images, whose groups cannot be split so
             split = {}
-        if {**split, **excluded} == trained_split:
+        if {**split, **excluded} == known:
             return Evaluation(val, class_names, f"validation part of {splits.title}, as split for training")
     if splits.always_split:
         return Evaluation(open_source(data).val, class_names, f"validation part of {splits.title}")

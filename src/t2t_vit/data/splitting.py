@@ -81,7 +81,7 @@ def split_by_class(
         record["group_by"] = group_by
         is_val = _choose_groups(images, groups_of(images.names, group_by), class_names, val_fraction, seed)
     train, val = (images.subset(np.flatnonzero(side).tolist()) for side in (~is_val, is_val))
-    return train, val, {**record, **_fingerprint(train, val)}
+    return train, val, {**record, **fingerprint(train=train, val=val)}
 
 
 def groups_of(names: Sequence[str], group_by: str) -> list[str]:
@@ -130,7 +130,7 @@ def _choose_images(images: ImageSet, val_fraction: float, seed: int) -> np.ndarr
     quota[np.argsort(quota - exact, kind="stable")[:rest]] += 1  # the largest remainders make the total exact
     quota = np.clip(quota, 1, counts - 1)
     is_val = np.zeros(len(images), bool)
-    for row in sorted(range(len(images)), key=lambda row: _rank(f"{seed} {images.names[row]}")):
+    for row in sorted(range(len(images)), key=lambda row: hash_rank(f"{seed} {images.names[row]}")):
         label = images.labels[row]
         is_val[row] = quota[label] > 0
         quota[label] -= 1
@@ -167,7 +167,7 @@ def _choose_groups(
     best, least = np.zeros(len(names), bool), math.inf
     for attempt in range(NUM_TRIED):
         chosen, val = np.zeros(len(names), bool), np.zeros(len(class_names))
-        for group in sorted(range(len(names)), key=lambda group: _rank(f"{seed} {attempt} {names[group]}")):
+        for group in sorted(range(len(names)), key=lambda group: hash_rank(f"{seed} {attempt} {names[group]}")):
             before = val[classes[group]]
             after = before + shares[group]
             # Each class keeps a group to train on.
@@ -186,7 +186,8 @@ def _choose_groups(
     return best[numbers]
 
 
-def _rank(text: str) -> bytes:
+def hash_rank(text: str) -> bytes:
+    """A number that ranks a text among others, at random and everywhere the same."""
     return hashlib.sha1(as_bytes(text)).digest()
 
 
@@ -199,14 +200,14 @@ def without(images: ImageSet, excluded: Collection[str]) -> ImageSet:
 
 def given_split(train: ImageSet, val: ImageSet) -> dict[str, Any]:
     """The record of the data's own split, as plain JSON values; equal records mean equal splits."""
-    return {"kind": "given", **_fingerprint(train, val)}
+    return {"kind": "given", **fingerprint(train=train, val=val)}
 
 
-def _fingerprint(train: ImageSet, val: ImageSet) -> dict[str, Any]:
-    """Sizes and a hash of the sorted names of both sides: it changes if a file is new, or changes sides."""
+def fingerprint(**parts: ImageSet) -> dict[str, Any]:
+    """Sizes and a hash of the sorted names of each part: it changes if a file is new, or in another part."""
     sha1 = hashlib.sha1()
-    for images in (train, val):
+    for images in parts.values():
         for name in sorted(images.names):
             sha1.update(as_bytes(name + "\n"))
         sha1.update(b"\n")
-    return {"num_train": len(train), "num_val": len(val), "fingerprint": sha1.hexdigest()}
+    return {**{f"num_{part}": len(images) for part, images in parts.items()}, "fingerprint": sha1.hexdigest()}

@@ -1,6 +1,5 @@
 """Models side by side: what they cost and, given data, how well each learns it."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,34 +9,35 @@ import numpy as np
 
 from t2t_vit.data.pixels import PixelFormat, as_seen
 from t2t_vit.data.sources import open_evaluation
-from t2t_vit.experiments.config import CompareConfig
+from t2t_vit.experiments.config import CompareConfig, train_config
+from t2t_vit.experiments.grid import PICTURE, TABLE, run_grid
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.complexity import count_macs, count_parameters, describe, print_complexity
 from t2t_vit.models.names import resolve_name
-from t2t_vit.options import configure
 from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
-from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.train import TrainResult, run_training
 
-TABLE, PICTURE = "comparison.csv", "comparison.png"
 
-
-def compare(config: CompareConfig) -> None:
+def compare(config: CompareConfig) -> int | None:
     """Prints what models cost; given data, trains each on it with the same settings, one after the other.
 
     Training leaves a folder with a run directory for each model, the table as CSV, and a picture of the learning
-    curves beside predicted images.
+    curves beside predicted images. With several seeds or numbers of labels, `run_grid` does it.
+
+    Returns:
+        The exit code of a comparison that was interrupted.
 
     Raises:
         UserError: as training does; an unknown model, before the first one is trained.
     """
     if config.data is None:
         print_complexity([describe(name, config.img_size) for name in config.models])
-        return
-    names = list(dict.fromkeys(resolve_name(name) for name in config.models))
-    output = Path(config.output or f"runs/compare-{Path(config.data).resolve().name}")
+        return None
+    if config.is_grid:
+        return run_grid(config)
+    names, output = list(dict.fromkeys(resolve_name(name) for name in config.models)), config.folder
     results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
 
     # Each predicts with its best weights, in the precision that its run was evaluated in.
@@ -50,13 +50,7 @@ def compare(config: CompareConfig) -> None:
     _draw(results, best, predictors[best], config, output / PICTURE)
     _print_rows(rows)
     print(f"Table:   {output / TABLE}", f"Picture: {output / PICTURE}", f"Runs:    {output}{os.sep}MODEL", sep="\n")
-
-
-def train_config(config: CompareConfig, *, model: str, output: Path) -> TrainConfig:
-    """The settings of one model's run: the comparison's, and the recipe's for what the comparison leaves open."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "models"}
-    given = {name: value for name, value in shared.items() if value is not None}
-    return configure(TrainConfig, **{**given, "model": model, "output": output})
+    return None
 
 
 def _row(name: str, result: TrainResult, predictor: Predictor) -> dict[str, Any]:

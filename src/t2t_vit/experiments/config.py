@@ -1,29 +1,54 @@
 """Settings of the commands that train several models."""
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, IN_CHANS_HELP, SOURCES
-from t2t_vit.options import Settings, argument, option
+from t2t_vit.options import Settings, argument, configure, option, read_settings
+from t2t_vit.training.config import TrainConfig
+
+SETTINGS = "comparison.yaml"
+OF_THE_GRID = ("models", "labels", "seeds")
+"""What differs between the runs of a comparison, or counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Settings):
-    """Train models side by side on the same data with the same settings; without DATA, list what they cost."""
+    """Train models side by side on the same data with the same settings; without DATA, list what they cost.
+
+    With --labels or --seeds, accuracy against labels: each model is trained with each number of labels and each seed in
+    the same number of steps, chosen on a fifth of its labels, and reported on other images.
+    """
 
     data: str | None = argument(
         "data to train on, as for train; models stand behind --models", default=None, exists=SOURCES
     )
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR", needs="data")
     models: tuple[str, ...] = option(
-        ("t2t_vit_7", "t2t_vit_7_no_t2t"), "the models: names of this package or of timm", metavar="MODEL"
+        ("t2t_vit_7", "t2t_vit_7_no_t2t"), "the models: names of this package or of timm", metavar="MODEL", commas=True
+    )
+    labels: tuple[str, ...] | None = option(
+        None, "numbers of training images with a label, such as 50,100,all", metavar="N", commas=True, needs="data"
+    )
+    seeds: int | None = option(
+        None, "runs with seeds of their own, from --seed on, which draw other labels too", at_least=1, needs="data"
     )
     output: str | None = option(
-        None, "folder of the runs, the table and the picture; by default runs/compare-DATA", metavar="DIR", needs="data"
+        None,
+        "folder of the runs, the table and the picture; by default runs/compare-DATA, or runs/labels-DATA",
+        metavar="DIR",
+        needs="data",
     )
     resume: bool = option(False, "continue the runs in the output folder from where they stopped", needs="data")
     recipe: str | None = option(None, "named defaults of all runs; by default the one that fits the data", needs="data")
     epochs: int | None = option(
-        None, "passes over the training images; by default the recipe's", at_least=1, needs="data"
+        None, "passes over the training images; by default the recipe's", at_least=1, needs="data", unless="steps"
+    )
+    steps: int | None = option(
+        None, "optimiser steps, instead of epochs; with --labels or --seeds 600 by default", at_least=1, needs="data"
     )
     batch_size: int | None = option(
         None, "images in an optimiser step; by default the recipe's", short="b", at_least=1, needs="data"
@@ -40,3 +65,42 @@ class CompareConfig(Settings):
     workers: int | None = option(
         None, "processes that load images; by default one a core", short="j", at_least=0, needs="data"
     )
+
+    @classmethod
+    def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings of the comparison that is to be resumed, where there is one."""
+        is_named = "data" in given or "output" in given
+        file = comparison_folder(given) / SETTINGS if given.get("resume") and is_named else None
+        return read_settings(cls, file) if file is not None and file.is_file() else {}
+
+    def contradictions(self) -> Iterable[str]:
+        """Problems between settings that no rule of one of them tells."""
+        if wrong := [word for word in self.labels or () if word != "all" and not (word.isdecimal() and int(word))]:
+            yield f"--labels must be numbers of images, or all, got {' '.join(wrong)}."
+        if self.is_grid and self.epochs is not None:
+            yield f"--epochs {self.epochs} would give few labels fewer steps: give --steps, which are the same for all."
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether each model is trained several times."""
+        return self.labels is not None or self.seeds is not None
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs, the table and the picture are kept."""
+        return comparison_folder(vars(self))
+
+
+def comparison_folder(settings: Mapping[str, Any]) -> Path:
+    """Where a comparison is kept, by its settings."""
+    if output := settings.get("output"):
+        return Path(output)
+    is_grid = settings.get("labels") is not None or settings.get("seeds") is not None
+    return Path("runs") / f"{'labels' if is_grid else 'compare'}-{Path(settings['data']).resolve().name}"
+
+
+def train_config(config: CompareConfig, *, model: str, output: Path, **of_run: Any) -> TrainConfig:
+    """The settings of one run: the comparison's, its own, and the recipe's for what both leave open."""
+    names = [field.name for field in dataclasses.fields(config) if field.name not in OF_THE_GRID]
+    given = {name: value for name in names if (value := getattr(config, name)) is not None}
+    return configure(TrainConfig, **{**given, "model": model, "output": output, **of_run})

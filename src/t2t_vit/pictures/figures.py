@@ -53,13 +53,27 @@ class Bar:
 
 
 def draw_accuracies(axes: Axes, curves: Curves) -> None:
-    """Draws accuracies in percent over the steps, a line for each name, with a dot at its best.
-
-    The axis is logarithmic in the error: 99 % stands as far above 96.7 % as 90 % above 67 %. An error of zero is drawn
-    at half of the smallest other one.
-    """
+    """Draws accuracies in percent over the steps, a line for each name, with a dot at its best."""
     errors = [100 - np.array([*curve.values()], float) for curve in curves.values()]
-    together = np.concatenate(errors)
+    floor = scale_by_error(axes, np.concatenate(errors))
+    for (name, curve), line in zip(curves.items(), errors, strict=True):
+        best = int(line.argmin())
+        step, top1 = [*curve.items()][best]
+        _draw_line(axes, [*curve], np.maximum(line, floor), f"{name}: {top1:.2f} % at step {step:,}", dots=[best])
+    _finish_curves(axes, curves)
+
+
+def scale_by_error(axes: Axes, together: np.ndarray) -> float:
+    """Makes the vertical axis one of accuracies that is logarithmic in the error.
+
+    99 % stands as far above 96.7 % as 90 % above 67 %.
+
+    Args:
+        together: all errors to be drawn, in percent.
+
+    Returns:
+        The error at which an error of zero is drawn, half of the smallest other one; where none is zero, the smallest.
+    """
     floor = min(together[together > 0], default=1.0)
     ticks: dict[float, str] = {}
     if min(together) <= 0:
@@ -74,11 +88,7 @@ def draw_accuracies(axes: Axes, curves: Curves) -> None:
     axes.set_ylim(bottom, top)
     axes.set_yticks([*ticks], [*ticks.values()])
     axes.set_yticks([], minor=True)
-    for (name, curve), line in zip(curves.items(), errors, strict=True):
-        best = int(line.argmin())
-        step, top1 = [*curve.items()][best]
-        _draw_line(axes, [*curve], np.maximum(line, floor), f"{name}: {top1:.2f} % at step {step:,}", dots=[best])
-    _finish_curves(axes, curves)
+    return float(floor)
 
 
 def draw_losses(axes: Axes, curves: Curves) -> None:

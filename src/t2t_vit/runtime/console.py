@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, Group
@@ -17,10 +17,11 @@ class Display:
     Args:
         silent: show nothing, as in every process but the main one.
         stderr: write to standard error, to keep standard output for results.
+        file: write to this file instead.
     """
 
-    def __init__(self, *, silent: bool = False, stderr: bool = False) -> None:
-        self.console = Console(highlight=False, soft_wrap=True, quiet=silent, stderr=stderr)
+    def __init__(self, *, silent: bool = False, stderr: bool = False, file: TextIO | None = None) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, quiet=silent, stderr=stderr, file=file)
         self._bars: Progress | None = None  # those below the table, while there is one
 
     def say(self, text: str) -> None:

@@ -52,6 +52,12 @@ class TrainConfig(Settings):
     val_fraction: float = option(0.2, VAL_FRACTION_HELP, above=0, below=1)
     group_by: str | None = option(None, GROUP_BY_HELP, metavar="REGEX")
     exclude: str | None = option(None, EXCLUDE_HELP, metavar="FILE", exists=())
+    labels: int | None = option(
+        None,
+        "labelled training images to use, drawn by the seed: of these a fifth is to choose by, and what DATA validates "
+        "on, or its test/, is only reported on",
+        at_least=1,
+    )
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     checkpoint: str | None = option(
         None, "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.check import compare_labels
 from t2t_vit.data.loading import Batch
-from t2t_vit.data.sources import Source, open_configured
+from t2t_vit.data.sources import Source
 from t2t_vit.errors import UserError
 from t2t_vit.inference.calibration import calibrate
 from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
@@ -22,7 +22,7 @@ from t2t_vit.training.checkpointer import add_calibration, read_training_state
 from t2t_vit.training.config import ReportConfig, TrainConfig
 from t2t_vit.training.progress import Progress
 from t2t_vit.training.run_directory import RunDirectory
-from t2t_vit.training.setup import Run, rate_in_words
+from t2t_vit.training.setup import Run, open_to_train, rate_in_words
 
 LOW_PERCENT = 70.0
 """Accuracy below which a linear classifier is asked what can be expected."""
@@ -79,7 +79,7 @@ def report_command(config: ReportConfig) -> None:
         raise UserError(f"The run in {config.run} has not been evaluated yet: there is nothing to report.")
     settings = configure(TrainConfig, output=config.run, resume=True)
     machine = find_machine(config.device, amp=settings.amp, amp_dtype=settings.amp_dtype)
-    source = open_configured(settings)
+    source = open_to_train(settings)
     if state["split"] != source.split:
         raise UserError(
             f"The data of the run in {config.run} are others now: it would be measured on images that it may have "

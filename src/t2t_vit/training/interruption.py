@@ -12,6 +12,27 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """The exit codes that a shell reports for a process ended by these signals."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """Makes SIGTERM raise `Terminated`, as Ctrl-C raises `KeyboardInterrupt`; runs inside watch for both as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_it(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_it)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Interruption:
     """Whether the run was asked to end; `signal` is the signal that came, None until one does."""
 

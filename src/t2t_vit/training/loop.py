@@ -139,14 +139,18 @@ def best_of(run: Run, row: dict[str, Any]) -> Best:
     """The better ones of the weights just evaluated and the best so far.
 
     Evaluations in between may be on a part of the validation images, and the last one is on all. So the best weights
-    of before are measured on all images too.
+    of before are measured on all images too. Of equal ones the first stay the best; but the few images of --labels find
+    many equal, and then the later ones, which have learnt longer, are the better.
     """
     best_by = run.config.best_by
     best, candidate = run.progress.best, judge(row, best_by)
     if best is not None and best.num_images != candidate.num_images:
         found = measure(run, run.load_best(), "validating the best so far")
         best = best._replace(top1=found.top1, balanced=found.balanced, num_images=found.num_images)
-    return candidate if best is None or candidate.score(best_by) > best.score(best_by) else best
+    if best is None or candidate.score(best_by) > best.score(best_by):
+        return candidate
+    is_tie = candidate.score(best_by) == best.score(best_by)
+    return candidate if is_tie and run.config.labels is not None else best
 
 
 def skip_step(run: Run, batch: Batch, loss_sum: float) -> None:

@@ -171,7 +171,10 @@ def recipe_for(name: str | None, *, given: Mapping[str, Any]) -> dict[str, Any]:
     batch_size = given.get("batch_size") or values["batch_size"]
     if recipe.lr_batch_size is not None:
         values |= {rate: values[rate] * batch_size / recipe.lr_batch_size for rate in LEARNING_RATES if rate in values}
-    if "steps" in given or "max_time" in given:  # the warm-up is a share of the steps
+    has_few_labels = given.get("labels") is not None and "epochs" not in given
+    if has_few_labels:
+        values.pop("eval_share", None)  # an epoch may be a single step
+    if "steps" in given or "max_time" in given or has_few_labels:  # the warm-up is a share of the steps
         values |= {"epochs": None, "warmup_epochs": None, "cooldown_epochs": 0}
     elif (
         "epochs" in given and "epochs" in values

@@ -92,7 +92,7 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
 
 def _difference(key: str, old: Any, new: Any) -> str:
     if key == "split":
-        counts = [f"{split['num_train']} + {split['num_val']}" for split in (old, new)]
+        counts = [f"{part['num_train']} + {part['num_val']}" for part in (s.get("labels", s) for s in (old, new))]
         return f"the data has other images: {counts[0]} then, {counts[1]} now"
     if key == "class_names":
         return f"the data has other classes: {abbreviate(old)} then, {abbreviate(new)} now"

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from t2t_vit.data.cache import cached, refuse_large_cache
 from t2t_vit.data.check import first_look
+from t2t_vit.data.label_budget import limit_labels
 from t2t_vit.data.loading import Batch, DrawnImages, EpochBatches, EvaluationBatches, make_loader
 from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.sources import Source, absolute_path, open_configured
@@ -158,7 +159,12 @@ class Run:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         split = self.source.split
         how = ""
-        if split["kind"] == "stratified":
+        if labels := split.get("labels"):
+            how = (
+                f"{labels['count']:,} labels: {labels['num_train']:,} images to learn from, {labels['num_val']:,} to "
+                f"choose by; {labels['num_test']:,} others are reported on at the end\n"
+            )
+        elif split["kind"] == "stratified":
             groups = ", with the groups of --group-by undivided" if "group_by" in split else ""
             how = f"{split['val_fraction']:.0%} of each class kept for validation, by the names of the files{groups}\n"
         if self.source.train.format.is_array:
@@ -170,8 +176,11 @@ class Run:
         )
 
 
-def setup(config: TrainConfig) -> Run:
+def setup(config: TrainConfig, display: Display | None = None) -> Run:
     """Builds a run, and restores it from its last checkpoint where it goes on.
+
+    Args:
+        display: where the run tells how it goes, by default the terminal of the main process.
 
     Raises:
         UserError: for settings, data, a model or a directory that cannot be used.
@@ -182,7 +191,7 @@ def setup(config: TrainConfig) -> Run:
     directory = RunDirectory(Path(config.run_directory))
     machine.ask_main_process(lambda: directory.prepare(resume=config.resume))
     import_packages(config.log_to or ())
-    display = Display(silent=not machine.is_main_process)
+    display = display or Display(silent=not machine.is_main_process)
     goes_on = machine.ask_main_process(lambda: config.resume and directory.last.exists())
     notes: list[str] = []
     if not goes_on:
@@ -302,8 +311,18 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
     run.machine.ask_main_process(lambda: _open_trackers(run))
 
 
+def open_to_train(config: TrainConfig) -> Source:
+    """The data of a run, with no more labels than it may use.
+
+    Raises:
+        UserError: there is no such data, or it has fewer labels.
+    """
+    source = open_configured(config)
+    return source if config.labels is None else limit_labels(source, config.labels, seed=config.seed)
+
+
 def _open_source(config: TrainConfig, machine: Machine) -> Source:
-    source = machine.main_process_first(lambda: open_configured(config))
+    source = machine.main_process_first(lambda: open_to_train(config))
     if source.split["kind"] == "given" and "val_fraction" in config.changed:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
     if config.balance:

@@ -10,6 +10,7 @@ import yaml
 from t2t_vit.errors import UserError
 from t2t_vit.inference.evaluate import Accuracy
 from t2t_vit.options import configure
+from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.machine import one_of_several
@@ -29,7 +30,8 @@ class TrainResult:
         output: the run directory.
         metrics: the rows of metrics.jsonl, one for each evaluation.
         best_top1: accuracy of best.pt in percent, on the validation images.
-        test: accuracy of best.pt on the images of test/, by which nothing was chosen; None without them.
+        test: accuracy of best.pt on images by which nothing was chosen, those of test/ or beside `labels`; None
+            without them.
         seconds: time spent training, evaluations included.
         interrupted: exit code for the signal that ended the run before its last step, None where none did.
     """
@@ -70,13 +72,16 @@ def train_command(config: TrainConfig) -> int | None:
     return run_training(config).interrupted
 
 
-def run_training(config: TrainConfig) -> TrainResult:
+def run_training(config: TrainConfig, display: Display | None = None) -> TrainResult:
     """Trains a network and leaves a run directory.
+
+    Args:
+        display: where the run tells how it goes, by default the terminal of the main process.
 
     Raises:
         UserError: for data, a model or a directory that cannot be used, or a loss that stays infinite.
     """
-    run = setup(config)
+    run = setup(config, display)
     try:
         fit(run)
     finally:
