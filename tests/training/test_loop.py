@@ -16,10 +16,11 @@ from timm.task import ClassificationTask
 
 from t2t_vit.cli import main
 from t2t_vit.data.loading import DrawnImages
+from t2t_vit.data.sources import open_source
 from t2t_vit.errors import UserError
-from t2t_vit.inference.evaluate import Accuracy
+from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
 from t2t_vit.runtime import machine, stopwatch
-from t2t_vit.training import learner, loop
+from t2t_vit.training import hindsight, learner, loop
 from t2t_vit.training.checkpointer import Checkpointer, read_training_state
 from t2t_vit.training.interruption import Interruption
 from t2t_vit.training.learner import Learner
@@ -305,6 +306,51 @@ def test_images_of_test_are_evaluated_once_at_the_end(tiny_config, picture_folde
     assert printed.count("top-1 on test ") == 1
     assert f"top-1 on test {result.test.top1:.2f} %, on 7 images by which nothing was chosen" in printed
     assert "top-1 on test" in (result.output / "report.html").read_text()
+
+
+def test_with_few_labels_nothing_is_chosen_by_what_is_reported(tiny_config, picture_folder, monkeypatch, capsys):
+    seen = {"training": set(), "validating": set(), "testing": set()}
+    learn, measure = Learner.learn, measure_accuracy
+
+    def note_learnt(self, batch, step):
+        seen["training"] |= {run.source.train.names[row] for row in batch.indices.tolist()}
+        return learn(self, batch, step)
+
+    def note_measured(predictor, loader, display, *, label, **more):
+        images, rows = loader.dataset.images, [draw.image_index for draws in loader.batch_sampler for draw in draws]
+        seen["testing" if label == "testing" else "validating"] |= {images.names[row] for row in rows}
+        return measure(predictor, loader, display, label=label, **more)
+
+    config = tiny_config(labels=10, epochs=None, steps=4)
+    run = setup(config)
+    monkeypatch.setattr(Learner, "learn", note_learnt)
+    monkeypatch.setattr(loop, "measure_accuracy", note_measured)
+    monkeypatch.setattr(hindsight, "measure_accuracy", note_measured)
+    result = run_training(config)
+    parts = {part: {*images.names} for part, images in run.source.parts.items()}
+    assert [len(part) for part in parts.values()] == [8, 2, 8]
+    assert seen == {"training": parts["train"], "validating": parts["val"], "testing": parts["test"]}
+    assert parts["test"] == {*open_source(str(picture_folder)).val.names}
+    assert result.test.num_images == 8
+    assert torch.load(result.output / "best.pt", weights_only=True)["chosen"]["num_images"] == 2
+    printed = capsys.readouterr().out
+    assert "10 labels: 8 images to learn from, 2 to choose by; 8 others are reported on at the end" in printed
+
+    assert main(["report", str(result.output), "--device", "cpu"]) == 0
+    assert "top-1 on test" in (result.output / "report.html").read_text()
+    assert main(["eval", str(picture_folder), "--checkpoint", str(result.output), "--device", "cpu"]) == 0
+    assert f"Top-1 accuracy of the model is: {result.test.top1:.1f}%" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"the data has other images: 8 \+ 2 then, 10 \+ 2 now; labels was 10, now 12\."
+    ):
+        run_training(tiny_config(labels=12, epochs=None, steps=4, resume=True))
+
+
+@pytest.mark.parametrize(("labels", "chosen"), [(None, 3), (10, 6)])
+def test_of_equal_weights_the_later_ones_are_kept_with_few_labels(labels, chosen, tiny_config, monkeypatch):
+    monkeypatch.setattr(loop, "measure_accuracy", lambda *_, **__: Accuracy(60, 100, 1, 8, recalls=(60.0, 60.0)))
+    result = run_training(tiny_config(labels=labels, epochs=None, steps=6))
+    assert torch.load(result.output / "best.pt", weights_only=True)["chosen"]["step"] == chosen
 
 
 def test_a_report_can_be_made_of_a_run_that_was_stopped(tiny_config, monkeypatch, capsys):

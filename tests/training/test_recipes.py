@@ -117,3 +117,10 @@ def test_every_recipe_can_be_shown_and_its_output_read_again(name, capsys, tmp_p
     assert shown.startswith(f"# {name}: {RECIPES[name].about}\n# lr ")
     (tmp_path / "shown.yaml").write_text(shown.replace("show: true", "show: false"))
     assert settings("-c", str(tmp_path / "shown.yaml")) == settings(*words[1:])
+
+
+def test_few_labels_have_steps_of_their_own_and_no_evaluation_each_epoch():
+    config = settings("digits", "--labels", "50")
+    assert (config.epochs, config.warmup_epochs, config.eval_share) == (None, None, 0.1)
+    assert settings("digits", "--labels", "50", "--epochs", "3").epochs == 3
+    assert settings("digits").eval_share == 1.0

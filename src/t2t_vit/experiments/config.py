@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, IN_CHANS_HELP, SOURCES
+from t2t_vit.errors import UserError
 from t2t_vit.options import Settings, argument, configure, option, read_settings
 from t2t_vit.training.config import TrainConfig
 
@@ -69,9 +70,14 @@ class CompareConfig(Settings):
     @classmethod
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings of the comparison that is to be resumed, where there is one."""
-        is_named = "data" in given or "output" in given
-        file = comparison_folder(given) / SETTINGS if given.get("resume") and is_named else None
-        return read_settings(cls, file) if file is not None and file.is_file() else {}
+        if not given.get("resume") or not {"data", "output"} & given.keys():
+            return {}
+        file = comparison_folder(given) / SETTINGS
+        if file.is_file():
+            return read_settings(cls, file)
+        if "data" not in given:
+            raise UserError(f"{file.parent} holds no comparison to go on with: give its folder to --output, or DATA.")
+        return {}
 
     def contradictions(self) -> Iterable[str]:
         """Problems between settings that no rule of one of them tells."""

@@ -142,7 +142,7 @@ def _keep_settings(config: CompareConfig, source: Source) -> CompareConfig:
         The settings, with what the comparison had before in front of what is new.
     """
     folder, file = config.folder, config.folder / SETTINGS
-    split = limit_labels(source, len(source.train), seed=config.seed).split
+    split = limit_labels(source, len(source.train), seed=0).split  # with what is reported on
     if file.exists():
         if not config.resume:
             raise UserError(f"{folder} holds a comparison: continue it with --resume, or choose another --output.")

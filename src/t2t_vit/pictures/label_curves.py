@@ -1,6 +1,7 @@
 """Accuracy against the number of labels, a line for each model."""
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,27 @@ APART = 0.055
 """Heights of the axis by which the names beside the lines stand apart at least."""
 
 
+class _Line:
+    """The runs of one model.
+
+    Attributes:
+        counts: numbers of labels, rising.
+        errors: for each number the errors of its runs in percent.
+        means, spreads: mean and standard deviation of these.
+    """
+
+    def __init__(self, of_model: Mapping[int, Sequence[float]]) -> None:
+        self.counts = sorted(of_model)
+        self.errors = [100 - np.array(of_model[count], float) for count in self.counts]
+        self.means = np.array([errors.mean() for errors in self.errors])
+        self.spreads = np.array([errors.std(ddof=1) if len(errors) > 1 else 0.0 for errors in self.errors])
+
+    def band(self, least: float) -> tuple[np.ndarray, np.ndarray]:
+        """The errors a standard deviation below and above the means, from `least` percent to 100."""
+        low, high = (np.clip(self.means + side * self.spreads, least, 100) for side in (-1, 1))
+        return low, high
+
+
 @styled
 def labels_figure(
     accuracies: Accuracies, path: str | os.PathLike[str], *, title: str = "Top-1, %", note: str = ""
@@ -34,21 +56,18 @@ def labels_figure(
 
 def draw_label_curves(axes: Axes, accuracies: Accuracies) -> None:
     """Draws a line through the means of each model, one standard deviation around it, and a faint dot for each run."""
-    every = [top1 for of_model in accuracies.values() for found in of_model.values() for top1 in found]
-    floor = scale_by_error(axes, 100 - np.array(every, float))
-    ends: dict[str, float] = {}
-    for (model, of_model), colour in zip(accuracies.items(), itertools.cycle(LINE_COLOURS)):
-        counts = sorted(of_model)
-        runs = [100 - np.array(of_model[count], float) for count in counts]
-        means = np.array([errors.mean() for errors in runs])
-        spreads = np.array([errors.std(ddof=1) if len(errors) > 1 else 0.0 for errors in runs])
-        low, high = (np.clip(means + side * spreads, floor, 100) for side in (-1, 1))
-        axes.fill_between(counts, low, high, color=colour, alpha=0.14, linewidth=0)
-        axes.plot(counts, np.maximum(means, floor), color=colour, marker="o", clip_on=False)
-        for count, errors in zip(counts, runs, strict=True):
+    lines = [_Line(of_model) for of_model in accuracies.values()]
+    every = np.concatenate([errors for line in lines for errors in line.errors])
+    least = min(every[every > 0], default=1.0) / 2
+    bands = [line.band(least) for line in lines]
+    floor = scale_by_error(axes, np.concatenate([every, *itertools.chain(*bands)]))
+    for line, band, colour in zip(lines, bands, itertools.cycle(LINE_COLOURS)):
+        axes.fill_between(line.counts, *band, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(line.counts, np.maximum(line.means, floor), color=colour, marker="o", clip_on=False)
+        for count, errors in zip(line.counts, line.errors, strict=True):
             dots = np.maximum(errors, floor)
             axes.scatter([count] * len(dots), dots, s=16, color=colour, alpha=0.4, linewidths=0, clip_on=False)
-        ends[model] = float(max(means[-1], floor))
+    ends = {model: float(max(line.means[-1], floor)) for model, line in zip(accuracies, lines, strict=True)}
     _label_counts(axes, sorted({count for of_model in accuracies.values() for count in of_model}))
     for (model, height), colour in zip(_apart(axes, ends).items(), itertools.cycle(LINE_COLOURS)):
         axes.annotate(
@@ -61,7 +80,11 @@ def _label_counts(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xscale("log")
     margin = (counts[-1] / counts[0]) ** 0.02 if len(counts) > 1 else 1.5
     axes.set_xlim(counts[0] / margin, counts[-1] * margin)
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    shown: list[int] = []
+    for count in reversed(counts):
+        if not shown or math.log(shown[-1] / count, counts[-1] / counts[0]) > 0.07:
+            shown.append(count)
+    axes.set_xticks(shown, [f"{count:,}" for count in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("labels")
     axes.grid(axis="y")
