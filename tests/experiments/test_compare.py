@@ -167,3 +167,15 @@ def test_the_folder_of_a_data_set_reaches_training_and_predictions(data, trained
     output = str(tmp_path / "out")
     compare(CompareConfig(data=data, data_dir="archives", models=MODELS[:1], img_size=32, output=output, workers=0))
     assert [config.data_dir for config in trained] == seen == ["archives"]
+
+
+def test_a_signal_ends_the_comparison_and_not_one_run(data, tmp_path, monkeypatch):
+    names = []
+
+    def stopped(config: TrainConfig) -> TrainResult:
+        names.append(config.model)
+        return TrainResult(output=tmp_path, metrics=[], best_top1=0.0, seconds=1.0, interrupted=143)
+
+    monkeypatch.setattr(module, "run_training", stopped)
+    assert compare(CompareConfig(data=data, models=MODELS, output=str(tmp_path / "out"))) == 143
+    assert names == [MODELS[0]]

@@ -38,7 +38,11 @@ def compare(config: CompareConfig) -> int | None:
     if config.is_grid:
         return run_grid(config)
     names, output = list(dict.fromkeys(resolve_name(name) for name in config.models)), config.folder
-    results = {name: run_training(train_config(config, model=name, output=output / name)) for name in names}
+    results: dict[str, TrainResult] = {}
+    for name in names:
+        results[name] = run_training(train_config(config, model=name, output=output / name))
+        if results[name].interrupted is not None:
+            return results[name].interrupted
 
     # Each predicts with its best weights, in the precision that its run was evaluated in.
     predictors = {
