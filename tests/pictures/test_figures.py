@@ -21,6 +21,7 @@ from t2t_vit.pictures.figures import (
     draw_bars,
     draw_losses,
     draw_sheet,
+    places_of,
     sheet_shape,
     speed_figure,
 )
@@ -150,14 +151,18 @@ BARS = [
 
 
 def test_bars_tell_speed_spread_and_ratio(axes):
-    colours = {"t2t_vit_7": "#0077bb", "resnet18": "#ee7733", "vit_giant": "#009988"}
-    draw_bars(axes, BARS, colours)
+    draw_bars(axes, BARS)
     assert texts_of(axes.get_yticklabels()) == ["t2t_vit_7   float32", "resnet18   float32", "vit_giant   float32"]
-    assert texts_of(axes.texts) == ["1,234   x 1.00", "617.2   x 0.50", "out of memory"]
+    assert texts_of(axes.texts) == ["1,234", "617.2   0.50 x", "out of memory"]
     assert [bar.get_width() for bar in axes.patches] == [1234.5, 617.2, 0]
-    assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == list(colours.values())
+    assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == [LIGHT["line0"], LIGHT["line5"], LIGHT["line5"]]
     (spreads,) = axes.collections
     assert [segment[:, 0].tolist() for segment in spreads.get_segments()] == [[1200, 1300], [600, 650], [0, 0]]
+
+
+def test_networks_compared_with_one_another_stand_together():
+    gaps = np.diff(places_of([*BARS, *BARS])).tolist()
+    assert gaps == pytest.approx([1, 1, 1.6, 1, 1])
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -1,6 +1,5 @@
 """Every figure: learning curves, confusion matrix, predicted images, speeds. None touches pyplot's global state."""
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -276,37 +275,47 @@ def embedding_svg(points: np.ndarray, labels: Sequence[int], is_right: Sequence[
 @styled
 def speed_figure(panels: Mapping[str, Sequence[Bar]], path: str | os.PathLike[str], *, note: str = "") -> None:
     """Writes a PNG or SVG with a panel of bars for each title, and a faint note below."""
-    num_bars = [len(bars) for bars in panels.values()]
+    heights = [places_of(bars)[-1] + 1 for bars in panels.values()]
     figure = Figure(
-        figsize=(11, 0.42 * sum(num_bars) + 0.9 * len(panels) + 0.4),
+        figsize=(11, 0.42 * sum(heights) + 0.9 * len(panels) + 0.4),
         dpi=160,
         layout=ConstrainedLayoutEngine(rect=EDGES),
     )
-    names = dict.fromkeys(bar.name for bars in panels.values() for bar in bars)
-    colours = dict(zip(names, itertools.cycle(LINE_COLOURS)))
-    grid = figure.subplots(len(panels), squeeze=False, height_ratios=num_bars)
+    grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights)
     for axes, (title, bars) in zip(grid.flat, panels.items(), strict=True):
         axes.set_title(f"{title}, images per second", loc="left", size=13.5, weight="bold")
-        draw_bars(axes, bars, colours)
-    note = f"{note}; bars: medians, lines: lowest and highest round"
-    figure.supxlabel(note, x=0.01, ha="left", size=10, color=LIGHT["faint"])
+        draw_bars(axes, bars)
+    compared = any(bar.ratio not in (None, 1.0) for bars in panels.values() for bar in bars)
+    about = "bars: medians, lines: lowest and highest round" + "; x: times the blue bar above" * compared
+    figure.supxlabel(f"{note}; {about}", x=0.01, ha="left", size=10, color=LIGHT["faint"])
     figure.savefig(path, metadata={"Date": None})
 
 
-def draw_bars(axes: Axes, bars: Sequence[Bar], colours: Mapping[str, str]) -> None:
-    """Draws a bar for each network and setting, with its spread, speed and ratio to the baseline."""
+def places_of(bars: Sequence[Bar]) -> list[float]:
+    """Where each bar stands. A network of ratio 1 begins a group of those that are compared with it, below a gap."""
+    places: list[float] = []
+    for bar in bars:
+        gap = 1.6 if bar.ratio == 1.0 else 1.0
+        places.append(places[-1] + gap if places else 0.0)
+    return places
+
+
+def draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
+    """Draws a bar for each network and setting, with its spread and speed, blue where others are compared with it."""
+    places = places_of(bars)
     columns = ("lowest", "images_per_second", "highest")
     lowest, speeds, highest = (np.array([getattr(bar, column) or 0.0 for bar in bars]) for column in columns)
     drawn = axes.barh(
-        range(len(bars)), speeds, 0.62, xerr=(speeds - lowest, highest - speeds),
-        color=[colours[bar.name] for bar in bars], ecolor=LIGHT["ink"], error_kw={"linewidth": 1.2},
+        places, speeds, 0.62, xerr=(speeds - lowest, highest - speeds),
+        color=[LIGHT["line0" if bar.ratio == 1.0 else "line5"] for bar in bars], ecolor=LIGHT["ink"],
+        error_kw={"linewidth": 1.2},
     )  # fmt: skip
-    ratios = ["" if bar.ratio is None else f"   x {bar.ratio:.2f}" for bar in bars]
+    ratios = ["" if bar.ratio in (None, 1.0) else f"   {bar.ratio:.2f} x" for bar in bars]
     texts = [bar.error or f"{speed:,.4g}{ratio}" for bar, speed, ratio in zip(bars, speeds, ratios, strict=True)]
-    axes.set_yticks(range(len(bars)), [f"{bar.name}   {bar.about}".rstrip() for bar in bars])
+    axes.set_yticks(places, [f"{bar.name}   {bar.about}".rstrip() for bar in bars])
     labels = zip(bars, axes.get_yticklabels(), axes.bar_label(drawn, texts, padding=8), strict=True)
     for bar, name, text in labels:
-        name.set_color(colours[bar.name])
+        name.set_color(LIGHT["line0" if bar.ratio == 1.0 else "ink"])
         text.set_color(LIGHT["wrong" if bar.error else "ink"])
-    axes.set(xticks=[], ylim=(len(bars) - 0.5, -0.5))
+    axes.set(xticks=[], ylim=(places[-1] + 0.5, -0.5))
     axes.spines[:].set_visible(False)
