@@ -23,7 +23,7 @@ FLOORS = {
     "pictures": ("models", "data", "inference", "insight"),
     "speed": ("models", "insight", "pictures"),
     "training": ("models", "data", "inference", "pictures"),
-    "experiments": ("models", "data", "inference", "insight", "pictures", "training"),
+    "experiments": ("models", "data", "inference", "insight", "pictures", "speed", "training"),
     "deploy": ("models", "data", "inference", "insight"),
 }
 

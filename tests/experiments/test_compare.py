@@ -17,6 +17,7 @@ from t2t_vit.experiments.compare import choose_images, compare, train_config
 from t2t_vit.experiments.config import CompareConfig
 from t2t_vit.insight.complexity import describe
 from t2t_vit.models.preprocessing import data_config_of
+from t2t_vit.options import configure
 from t2t_vit.training.checkpointer import model_section
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.train import TrainResult
@@ -78,6 +79,12 @@ def test_same_settings_for_every_model(data, trained, tmp_path):
     assert {name: getattr(first, name) for name in settings} == settings
     assert (first.output, second.output) == tuple(str(tmp_path / "out" / name) for name in MODELS)
     assert dataclasses.replace(second, model=first.model, output=first.output) == first
+
+
+def test_two_models_are_trained_unless_others_are_named():
+    assert configure(CompareConfig, data="digits").models == ("t2t_vit_7", "t2t_vit_7_no_t2t")
+    assert configure(CompareConfig, data="digits", models=("t2t_vit_10",)).models == ("t2t_vit_10",)
+    assert configure(CompareConfig).models == ()
 
 
 def test_what_is_left_open_is_the_recipes():
@@ -147,13 +154,6 @@ def test_many_mistakes_are_shown_in_proportion():
     shown = choose_images(predicted, labels, count=12)
     assert sum(predicted[index] for index in shown) == 6
     assert choose_images({3: 0, 1: 0}, labels, count=12) == [1, 3]
-
-
-def test_without_data_the_costs_are_listed(capsys):
-    compare(CompareConfig(models=("T2t_vit_7", "resnet18")))
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert {"t2t_vit_7", "resnet18"} <= set(names)
-    assert "t2t_vit_14" not in names
 
 
 def test_the_folder_of_a_data_set_reaches_training_and_predictions(data, trained, tmp_path, monkeypatch):

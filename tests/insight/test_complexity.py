@@ -11,7 +11,7 @@ from torch import nn
 
 from t2t_vit.errors import UserError
 from t2t_vit.insight import complexity
-from t2t_vit.insight.complexity import count_macs, count_parameters, describe, models
+from t2t_vit.insight.complexity import count_cost, count_macs, count_parameters, describe, models
 from t2t_vit.insight.config import ModelsConfig
 
 # Parameters with the frozen tables, and GMACs at 224 pixels, of the official networks (None: no figure).
@@ -31,6 +31,20 @@ OFFICIAL = {
     "t2t_vit_16_ghost": (16_253_262, None),
     "t2t_vit_dense": (23_647_062, None),
     "t2t_vit_14_conv": (None, "4.6"),
+}
+# Million activations in timm's results (benchmark-infer-amp-nchw-pt291-cu128-4090.csv), as fvcore counts them.
+TIMMS_ACTIVATIONS = {
+    "vit_small_patch16_224": 11.95,
+    "vit_base_patch16_224": 23.9,
+    "vit_wee_patch16_reg1_gap_256": 13.9,
+    "resnet50": 11.11,
+    "seresnet50": 11.13,
+    "densenet201": 7.85,
+    "inception_v3": 8.97,
+    "vgg11": 7.44,
+    "mobilenetv2_100": 6.68,
+    "swin_tiny_patch4_window7_224": 17.06,
+    "convnext_tiny": 13.44,
 }
 FEW = ["t2t_vit_7", "t2t_vit_dense", "t2t_vit_7_no_t2t"]
 
@@ -71,6 +85,98 @@ def test_macs_counted_by_hand():
     assert count_macs(SmallNet(), (4, 4, 6)) == convolution + attention + head
 
 
+def test_activations_counted_by_hand():
+    N = 4 * 6
+    convolution, attention, head = N * 8, N * N + N * 8, N * 5
+    assert count_cost(SmallNet(), (4, 4, 6)).activations == convolution + attention + head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMMS_ACTIVATIONS)
+def test_activations_are_timms(name):
+    assert describe(name).cost.activations / 1e6 == pytest.approx(TIMMS_ACTIVATIONS[name], abs=0.0051)
+
+
+def macs_of_t2t(height, width, out_dim, *, tokens):
+    """The T2T module by hand: soft splits, token transformers of width 64 and their parts, the projection."""
+    macs, in_chans = 0, 3
+    for kernel, stride, padding in ((7, 4, 2), (3, 2, 1)):
+        height = (height + 2 * padding - kernel) // stride + 1
+        width = (width + 2 * padding - kernel) // stride + 1
+        N = height * width
+        macs += N * in_chans * kernel**2 * 3 * 64  # queries, keys, values of the unfolded patches
+        if tokens == "performer":
+            features = 2 * N * 64 * 32
+            denominator = N * 32
+            macs += features + denominator + 2 * N * 32 * 64
+        else:
+            macs += 2 * N * N * 64
+        macs += N * 64 * 64 + 2 * N * 64 * 64  # projection, MLP
+        in_chans = 64
+    height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
+    return macs + height * width * 64 * 9 * out_dim, height * width
+
+
+def macs_of_backbone(num_tokens, dim, depth, mlp_ratio, num_classes=1000):
+    """Attention's products, MLPs and the rest of plain blocks with a head, by hand."""
+    products = depth * 2 * num_tokens**2 * dim
+    mlps = depth * 2 * num_tokens * dim * int(mlp_ratio * dim)
+    return products, mlps, depth * 4 * num_tokens * dim**2 + dim * num_classes
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 176)])
+@pytest.mark.parametrize(
+    ("name", "tokens", "dim", "depth", "ratio"),
+    [
+        ("t2t_vit_7", "performer", 256, 7, 2),
+        ("t2t_vit_14", "performer", 384, 14, 3),
+        ("t2t_vit_t_14", "transformer", 384, 14, 3),
+    ],
+)
+def test_the_parts_of_t2t_counted_by_hand(name, tokens, dim, depth, ratio, size):
+    t2t, num_tokens = macs_of_t2t(*size, dim, tokens=tokens)
+    products, mlps, others = macs_of_backbone(num_tokens + 1, dim, depth, ratio)
+    cost = describe(name, size).cost
+    assert (cost.t2t_macs, cost.attention_macs, cost.mlp_macs, cost.other_macs) == (t2t, products, mlps, others)
+    assert cost.macs == t2t + products + mlps + others
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 176)])
+def test_the_parts_of_a_vit_counted_by_hand(size):
+    num_patches = size[0] // 16 * (size[1] // 16)
+    products, mlps, others = macs_of_backbone(num_patches + 1, 384, 12, 4)
+    others += num_patches * 3 * 16**2 * 384
+    cost = describe("vit_small_patch16_224", size).cost
+    assert (cost.t2t_macs, cost.attention_macs, cost.mlp_macs, cost.other_macs) == (0, products, mlps, others)
+
+
+def test_the_t2t_module_in_another_network_is_part_of_the_rest():
+    from t2t_vit import TokensToToken
+
+    t2t, _ = macs_of_t2t(64, 64, 384, tokens="performer")
+    cost = count_cost(TokensToToken(), (3, 64, 64))
+    assert (cost.macs, cost.t2t_macs) == (t2t, 0)
+
+
+def test_what_no_library_has_is_a_published_row():
+    row = describe("ResNet50-Ghost", 64)
+    assert (row.parameters, row.macs, row.img_size) == (19_900_000, 3_200_000_000, (224, 224))
+    assert row.cost is row.depth is None
+    assert "Published, not counted" in row.note
+
+
+def test_a_model_of_torchvision():
+    row = describe("alexnet")
+    assert (row.parameters, round(row.macs / 1e9, 3)) == (61_100_840, 0.714)
+    assert describe("alexnet", 128).macs < row.macs
+
+
+def test_a_difference_is_told_at_the_published_size_only():
+    assert "4.09 GMACs counted, 4.9 published" in describe("seresnet50").note
+    assert describe("seresnet50", 224).note == describe("seresnet50").note
+    assert "published" not in describe("seresnet50", 64).note
+
+
 def test_attention_is_counted_on_its_plain_path():
     """Before PyTorch 2.15 fused attention counts for nothing."""
     fused = []
@@ -105,7 +211,8 @@ def test_parameters_trained_and_frozen():
 def test_models_of_timm():
     resnet = describe("resnet50")
     assert (resnet.parameters, round(resnet.macs / 1e9, 1)) == (25_557_032, 4.1)
-    assert resnet.depth is resnet.top1_percent is None
+    assert resnet.depth is None
+    assert describe("resnet18").top1_percent is None
     vit = describe("vit_small_patch16_224")
     assert (vit.embed_dim, vit.depth, vit.num_heads, round(vit.macs / 1e9, 1)) == (384, 12, 6, 4.6)
 

@@ -10,9 +10,10 @@ import numpy as np
 from t2t_vit.data.pixels import PixelFormat, as_seen
 from t2t_vit.data.sources import open_evaluation
 from t2t_vit.experiments.config import CompareConfig, train_config
+from t2t_vit.experiments.costs import compare_costs
 from t2t_vit.experiments.grid import PICTURE, TABLE, run_grid
 from t2t_vit.inference.predictor import Predictor
-from t2t_vit.insight.complexity import count_macs, count_parameters, describe, print_complexity
+from t2t_vit.insight.complexity import count_macs, count_parameters
 from t2t_vit.models.names import resolve_name
 from t2t_vit.pictures.figures import Sample, comparison_figure, sheet_shape
 from t2t_vit.runtime.console import new_table, print_table
@@ -33,7 +34,7 @@ def compare(config: CompareConfig) -> int | None:
         UserError: as training does; an unknown model, before the first one is trained.
     """
     if config.data is None:
-        print_complexity([describe(name, config.img_size) for name in config.models])
+        compare_costs(config)
         return None
     if config.is_grid:
         return run_grid(config)

@@ -12,8 +12,9 @@ from t2t_vit.options import Settings, argument, configure, option, read_settings
 from t2t_vit.training.config import TrainConfig
 
 SETTINGS = "comparison.yaml"
-OF_THE_GRID = ("models", "labels", "seeds")
-"""What differs between the runs of a comparison, or counts them."""
+NOT_OF_A_RUN = ("models", "labels", "seeds", "measure")
+"""What differs between the runs of a comparison, or is no setting of one."""
+TWINS = ("t2t_vit_7", "t2t_vit_7_no_t2t")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,11 @@ class CompareConfig(Settings):
     )
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR", needs="data")
     models: tuple[str, ...] = option(
-        ("t2t_vit_7", "t2t_vit_7_no_t2t"), "the models: names of this package or of timm", metavar="MODEL", commas=True
+        (),
+        f"the models: names of this package or of timm; by default {' and '.join(TWINS)}, and without DATA all of ours "
+        "and those that they are compared with",
+        metavar="MODEL",
+        commas=True,
     )
     labels: tuple[str, ...] | None = option(
         None, "numbers of training images with a label, such as 50,100,all", metavar="N", commas=True, needs="data"
@@ -39,10 +44,11 @@ class CompareConfig(Settings):
     )
     output: str | None = option(
         None,
-        "folder of the runs, the table and the picture; by default runs/compare-DATA, or runs/labels-DATA",
+        "folder of the runs, the table and the picture; by default runs/compare-DATA, or runs/labels-DATA, and without "
+        "DATA none is written",
         metavar="DIR",
-        needs="data",
     )
+    measure: bool = option(False, "measure images per second, one model after the other in turns", unless="data")
     resume: bool = option(False, "continue the runs in the output folder from where they stopped", needs="data")
     recipe: str | None = option(None, "named defaults of all runs; by default the one that fits the data", needs="data")
     epochs: int | None = option(
@@ -52,7 +58,11 @@ class CompareConfig(Settings):
         None, "optimiser steps, instead of epochs; with --labels or --seeds 600 by default", at_least=1, needs="data"
     )
     batch_size: int | None = option(
-        None, "images in an optimiser step; by default the recipe's", short="b", at_least=1, needs="data"
+        None,
+        "images in an optimiser step; by default the recipe's; without DATA those of a measured step, by default 32",
+        short="b",
+        at_least=1,
+        needs="data or measure",
     )
     img_size: int | tuple[int, int] | None = option(
         None, "side, or height and width, in pixels; by default the recipe's, or each model's own", at_least=1
@@ -62,22 +72,23 @@ class CompareConfig(Settings):
     )
     background: str = option("white", BACKGROUND_HELP, metavar="COLOUR", needs="data")
     seed: int = option(42, "of weights, order, augmentation and dropout", at_least=0, needs="data")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", needs="data")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", needs="data or measure")
     workers: int | None = option(
         None, "processes that load images; by default one a core", short="j", at_least=0, needs="data"
     )
 
     @classmethod
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings of the comparison that is to be resumed, where there is one."""
-        if not given.get("resume") or not {"data", "output"} & given.keys():
-            return {}
-        file = comparison_folder(given) / SETTINGS
-        if file.is_file():
-            return read_settings(cls, file)
-        if "data" not in given:
-            raise UserError(f"{file.parent} holds no comparison to go on with: give its folder to --output, or DATA.")
-        return {}
+        """The settings of the comparison that is to be resumed, or else two models to train. Counted are all."""
+        if given.get("resume") and {"data", "output"} & given.keys():
+            file = comparison_folder(given) / SETTINGS
+            if file.is_file():
+                return read_settings(cls, file)
+            if "data" not in given:
+                raise UserError(
+                    f"{file.parent} holds no comparison to go on with: give its folder to --output, or DATA."
+                )
+        return {"models": TWINS} if given.get("data") else {}
 
     def contradictions(self) -> Iterable[str]:
         """Problems between settings that no rule of one of them tells."""
@@ -107,6 +118,6 @@ def comparison_folder(settings: Mapping[str, Any]) -> Path:
 
 def train_config(config: CompareConfig, *, model: str, output: Path, **of_run: Any) -> TrainConfig:
     """The settings of one run: the comparison's, its own, and the recipe's for what both leave open."""
-    names = [field.name for field in dataclasses.fields(config) if field.name not in OF_THE_GRID]
+    names = [field.name for field in dataclasses.fields(config) if field.name not in NOT_OF_A_RUN]
     given = {name: value for name in names if (value := getattr(config, name)) is not None}
     return configure(TrainConfig, **{**given, "model": model, "output": output, **of_run})

@@ -44,7 +44,7 @@ EVALUATIONS = 10
 """Weights that a run has to choose from. More would be chosen by chance where the images to choose by are few."""
 GROWING = ("models", "labels", "seeds")
 """Settings of which a comparison may get more when it is resumed."""
-HARMLESS = ("data_dir", "device", "output", "resume", "workers")
+HARMLESS = ("data_dir", "device", "measure", "output", "resume", "workers")
 """Settings that may change when a comparison is resumed."""
 
 Row = dict[str, Any]
