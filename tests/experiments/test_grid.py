@@ -15,7 +15,7 @@ from t2t_vit.cli import main
 from t2t_vit.errors import UserError
 from t2t_vit.experiments import grid
 from t2t_vit.experiments.compare import compare
-from t2t_vit.experiments.config import CompareConfig
+from t2t_vit.experiments.config import TWINS, CompareConfig
 from t2t_vit.experiments.grid import Cell, cells_of, summarize, time_left_s
 from t2t_vit.flags import parse
 from t2t_vit.inference.evaluate import Accuracy
@@ -114,10 +114,14 @@ def test_every_cell_comes_once_before_any_comes_with_another_seed():
 
 
 def test_all_labels_are_as_many_as_there_are_and_come_once(picture_folder, folder, trained):
-    compare(CompareConfig(data=str(picture_folder), labels=("all", "24", "8"), output=str(folder), device="cpu"))
+    compare(
+        CompareConfig(
+            data=str(picture_folder), models=TWINS, labels=("all", "24", "8"), output=str(folder), device="cpu"
+        )
+    )
     assert [config.labels for config in trained] == [8, 8, 24, 24]
     trained.clear()
-    compare(CompareConfig(data=str(picture_folder), seeds=1, output=str(folder / "seeds"), device="cpu"))
+    compare(CompareConfig(data=str(picture_folder), models=TWINS, seeds=1, output=str(folder / "seeds"), device="cpu"))
     assert [(config.labels, config.seed) for config in trained] == [(24, 42)] * 2
 
 
