@@ -67,13 +67,14 @@ def test_invalid_channels_are_found_and_no_others():
     maps[:, 1] *= 1e-3  # near zero
     maps[:, 2] = 5 + 0.01 * torch.randn(3, 8, 8)  # near constant
     maps[:2, 3] = 0  # not in the third image
-    maps[:, 4] *= 0.1  # small, and says something
+    maps[:, 4] *= 0.4  # small, and says something
     maps[:, 5] += 5  # far from zero, and says something
     look = LayerLook.of(Features(maps, Grid.spread((8, 8), (64, 64))))
     assert look.zero.nonzero().tolist() == [[0, 0], [0, 1], [0, 3], [1, 0], [1, 1], [1, 3], [2, 0], [2, 1]]
     assert look.constant.nonzero().tolist() == [[0, 2], [1, 2], [2, 2]]
     row = layer_health("net", "layer", [look])
-    assert (row.channels, row.invalid, row.zero, row.constant) == (20, 3, 2, 1)
+    assert (row.channels, row.invalid, row.zero) == (20, 3, 2)
+    assert row.invalid_an_image == pytest.approx((4 + 4 + 3) / 3)
 
 
 def test_tokens_of_huge_norm_are_counted():
@@ -84,6 +85,19 @@ def test_tokens_of_huge_norm_are_counted():
     row = layer_health("net", "layer", [LayerLook.of(Features(maps, Grid.spread((6, 6), (96, 96))))])
     assert row.outliers == 1.0  # two in one image, none in the other
     assert 8 < row.largest_norm < 12
+
+
+def test_a_token_that_differs_stands_out():
+    torch.manual_seed(0)
+    maps = 3 + 0.1 * torch.randn(1, 64, 6, 6)
+    maps[0, :32, 2, 3] += 1  # far from the others in half of the channels
+    maps[0, 0] = 7  # and one channel says nothing
+    look = LayerLook.of(Features(maps, Grid.spread((6, 6), (96, 96))))
+    assert look.standout.shape == (1, 6, 6)
+    assert look.standout[0].flatten().argmax() == 2 * 6 + 3
+    assert look.standout[0, 2, 3] > 2.5 * look.standout.median()
+    # The mean square over positions and channels is 1, but for the constant channel.
+    assert look.standout.square().mean().item() == pytest.approx(63 / 64, abs=1e-4)
 
 
 def test_a_network_that_tells_no_layers():

@@ -29,7 +29,7 @@ def test_pictures_numbers_and_a_page(small_checkpoint, images, tmp_path, capsys)
     output = tmp_path / "out"
     assert visualize(images / "a.png", images / "b c.png", "--checkpoint", small_checkpoint, "--output", output) == 0
     assert capsys.readouterr().out.startswith(f"Page:     {output / 'index.html'}\n")
-    parts = ["attention", "features", "norms", "relevance", "tokens"]
+    parts = ["attention", "features", "norms", "overview", "relevance", "tokens"]
     stems = ["01-a.png-t2t_vit_7_32px", "02-b_c.png-t2t_vit_7_32px"]
     pictures = [f"{stem}-{part}.png" for stem in stems for part in parts]
     assert sorted(path.name for path in output.glob("*.png")) == [

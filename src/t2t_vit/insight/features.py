@@ -13,9 +13,9 @@ from t2t_vit.insight.geometry import Grid, grid_of
 from t2t_vit.models.t2t_vit import T2TViT
 from t2t_vit.models.tokens import PatchTokens
 
-ZERO_SHARE, CONSTANT_SHARE = 0.01, 0.02
-"""A channel is near zero if its root mean square is below the first share of its layer's; near constant if its standard
-deviation over the positions is below the second share of its own root mean square."""
+LEAST_SHARE = 0.01
+"""A channel is near zero if its energy, the mean square over the positions, is below this share of the mean energy of
+its layer's channels; it is near constant if its variance over the positions is below this share of its own energy."""
 OUTLIER_TIMES = 3.0
 """A patch token is an outlier if its norm is more than so many times the median of its layer."""
 
@@ -41,20 +41,26 @@ class LayerLook:
         zero: which channels are near zero, (B, C).
         constant: which are near constant, and not near zero, (B, C).
         norms: of the token at each position, (B, h, w).
+        standout: how far each token is from the image's mean token, (B, h, w), in standard deviations of the channels
+            over the positions: the root mean square over the channels.
     """
 
     zero: Tensor
     constant: Tensor
     norms: Tensor
+    standout: Tensor
 
     @classmethod
     def of(cls, features: Features) -> "LayerLook":
         """Looks at the maps of a layer."""
         maps = features.maps
         power = maps.square().mean(dim=(2, 3))  # (B, C)
-        zero = power < ZERO_SHARE**2 * power.mean(dim=1, keepdim=True)
-        constant = maps.var(dim=(2, 3), correction=0) < CONSTANT_SHARE**2 * power
-        return cls(zero, constant & ~zero, maps.norm(dim=1))
+        zero = power < LEAST_SHARE * power.mean(dim=1, keepdim=True)
+        variance, mean = torch.var_mean(maps, dim=(2, 3), correction=0, keepdim=True)
+        constant = variance[:, :, 0, 0] < LEAST_SHARE * power
+        varying = variance.clamp(min=torch.finfo(variance.dtype).tiny)
+        standout = ((maps - mean).square() / varying).mean(dim=1).sqrt()
+        return cls(zero, constant & ~zero, maps.norm(dim=1), standout)
 
     @property
     def invalid(self) -> Tensor:
@@ -64,10 +70,12 @@ class LayerLook:
 
 @dataclass(frozen=True)
 class LayerHealth:
-    """A row of channels.csv: what `visualize` counts in a layer, over all its images.
+    """A row of layers.csv: what `visualize` counts in a layer, over all its images.
 
     Attributes:
-        invalid: channels that are near zero in every image, or near constant in every image: zero + constant.
+        invalid: channels that are near zero or near constant in every image.
+        zero: those of them that are near zero in every image.
+        invalid_an_image: mean number of channels that are near zero or near constant in an image.
         largest_norm: the largest norm of a token over the median, of the image where that is largest.
         outliers: mean number of tokens in an image whose norm is more than OUTLIER_TIMES the median.
     """
@@ -77,7 +85,7 @@ class LayerHealth:
     channels: int
     invalid: int
     zero: int
-    constant: int
+    invalid_an_image: float
     median_norm: float
     largest_norm: float
     outliers: float
@@ -96,7 +104,7 @@ def layer_health(model_name: str, layer: str, looks: Sequence[LayerLook]) -> Lay
         channels=len(invalid),
         invalid=int(invalid.sum()),
         zero=int(zero.sum()),
-        constant=int(invalid.sum() - zero.sum()),
+        invalid_an_image=float(torch.cat([look.invalid for look in looks]).sum(dim=1).float().mean()),
         median_norm=float(median.mean()),
         largest_norm=float(ratios.max()),
         outliers=float((ratios > OUTLIER_TIMES).sum(dim=1).float().mean()),

@@ -15,11 +15,12 @@ Layers = Mapping[str, Sequence[LayerHealth]]
 
 
 def draw_invalid(axes: Axes, layers: Layers) -> None:
-    """Draws the share of channels that are near zero or near constant in every image."""
+    """Draws the share of channels that are near zero or near constant, the mean over the images."""
     for name, rows in layers.items():
-        shares = [100 * row.invalid / row.channels for row in rows]
-        total = sum(row.invalid for row in rows)
-        _draw_line(axes, shares, f"{name}: {total:,} of {sum(row.channels for row in rows):,} channels")
+        shares = [100 * row.invalid_an_image / row.channels for row in rows]
+        total, channels = sum(row.invalid_an_image for row in rows), sum(row.channels for row in rows)
+        always = sum(row.invalid for row in rows)
+        _draw_line(axes, shares, f"{name}: {100 * total / channels:.1f} % of {channels:,}, {always:,} in every image")
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     _finish(axes)
 

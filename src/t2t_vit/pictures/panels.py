@@ -15,6 +15,7 @@ from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS
 from t2t_vit.insight.relevance import METHODS
 from t2t_vit.pictures.html import Tile, data_address
 from t2t_vit.pictures.maps import (
+    TOP_PERCENT,
     attention_tile,
     channel_tile,
     coloured_tile,
@@ -31,6 +32,11 @@ from t2t_vit.runtime.files import whole_file
 
 SMALL_PX, LARGE_PX = 112, 224
 MAX_HEADS = 8
+STAGES = {
+    "tokens_to_token.attention1": "after soft split 1",
+    "tokens_to_token.attention2": "after soft split 2",
+    "tokens_to_token": "after the T2T module",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,28 @@ class Panel:
             Tile(data_address(Image.fromarray(tile), "png"), caption, number in self.framed)
             for number, (tile, caption) in enumerate(zip(self.tiles, self.captions, strict=True))
         ]
+
+
+def overview_panel(found: Examination, name: str) -> Panel:
+    """What stands out to a network from its first layers to its last, and where the class score comes from."""
+    size = tile_size(found.image, LARGE_PX)
+    layers = [*found.looks]
+    early = [layer for layer in layers if layer.startswith("tokens_to_token")] or layers[:1]
+    tiles, captions = [picture_tile(found.image, size)], [f"{found.answer[0]}, {100 * found.answer[1]:.0f} %"]
+    for layer in dict.fromkeys([*early, layers[-1]]):
+        standout = found.looks[layer].standout[0].cpu()
+        high = float(np.percentile(standout, TOP_PERCENT))
+        tiles.append(heat_tile(standout, size, low=float(standout.min()), high=high))
+        captions.append(STAGES.get(layer, f"after {layer}"))
+    for method in [method for method in ("gradcam", *found.relevance) if method in found.relevance][:1]:
+        tiles.append(overlay_tile(found.image, found.relevance[method], size))
+        captions.append(method)
+    about = (
+        "Bright is a token that differs from the image's others: how far it is from the mean token, in standard "
+        "deviations of each channel. Follow edges and lines from layer to layer: what is dark all over is lost. On the "
+        "right, where the class score comes from. What stands out need not matter to the answer."
+    )
+    return Panel(name, "What stands out", about, tiles, captions, columns=len(tiles))
 
 
 def feature_panel(found: Examination, channels: int, name: str) -> Panel:
@@ -173,13 +201,13 @@ def component_panel(
     tiles, captions = [], []
     for (image_name, image), tokens in zip(images.items(), coloured, strict=True):
         tiles += [picture_tile(image, size), coloured_tile(image, tokens, size)]
-        captions += [image_name, f"{100 * tokens.foreground.mean():.0f} % foreground"]
+        captions += [image_name, f"{100 * tokens.foreground.mean():.0f} % front"]
     explained = " ".join(f"{100 * share:.0f} %" for share in shares)
     about = (
-        "The tokens of the last layer by their three largest principal components as red, green and blue, which "
-        f"explain {explained} of the foreground's variance. They are fitted over all images here: the same colour "
-        "means the same thing in each. The darkened background is the side of the first component of all tokens that "
-        "is more common at the edges: a guess, not a segmentation."
+        "The tokens of the last layer by their three largest principal components as red, green and blue, which explain "
+        f"{explained} of the foreground's variance. They are fitted over all images here: the same colour means the "
+        "same thing in each. Below, the share of tokens that are foreground; the darkened background is the side of the "
+        "first component of all tokens that is more common at the edges: a guess, not a segmentation."
     )
     return Panel(name, "Tokens as colours", about, tiles, captions, columns=8 if len(images) > 3 else 4)
 

@@ -29,6 +29,7 @@ from t2t_vit.pictures.panels import (
     component_panel,
     feature_panel,
     norm_panel,
+    overview_panel,
     relevance_panel,
     save_numbers,
     token_panel,
@@ -185,7 +186,7 @@ def _section(
     if config.methods and not found.relevance:
         raise UserError(" ".join(found.reasons.values()))
     stem = f"{number:02}-{_file_name(image)}-{_file_name(subject.name)}"
-    panels = [relevance_panel(found, f"{stem}-relevance")]
+    panels = [overview_panel(found, f"{stem}-overview"), relevance_panel(found, f"{stem}-relevance")]
     if found.fields:
         panels.append(token_panel(found, f"{stem}-tokens"))
     if found.attention:
