@@ -204,10 +204,10 @@ def component_panel(
         captions += [image_name, f"{100 * tokens.foreground.mean():.0f} % front"]
     explained = " ".join(f"{100 * share:.0f} %" for share in shares)
     about = (
-        "The tokens of the last layer by their three largest principal components as red, green and blue, which explain "
-        f"{explained} of the foreground's variance. They are fitted over all images here: the same colour means the "
-        "same thing in each. Below, the share of tokens that are foreground; the darkened background is the side of the "
-        "first component of all tokens that is more common at the edges: a guess, not a segmentation."
+        "The tokens of the last layer by their three largest principal components as red, green and blue, which "
+        f"explain {explained} of the foreground's variance. They are fitted over all images here: the same colour means "
+        "the same thing in each. Below, the share of tokens that are foreground; the darkened background is the side of "
+        "the first component of all tokens that is more common at the edges: a guess, not a segmentation."
     )
     return Panel(name, "Tokens as colours", about, tiles, captions, columns=8 if len(images) > 3 else 4)
 
