@@ -30,7 +30,7 @@ from t2t_vit.options import options_of
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/t2t_vit"
-TUTORIAL = ROOT / "docs/tutorial.md"
+TUTORIAL, SEEING = ROOT / "docs/tutorial.md", ROOT / "docs/seeing.md"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OFFICIAL_FLAGS = ROOT / "docs/from-the-official-code.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -157,7 +157,10 @@ def released_files(tmp_path_factory):
 
 
 def run_python(text: str, name: str, *, together: bool = False) -> dict[str, object]:
-    """Runs the Python blocks, and compares what one prints with the text block that follows it. Returns its names."""
+    """Runs the Python blocks, and compares what one prints with the text block that follows it. Returns its names.
+
+    Blocks that run together are one program; the commands of `sh` blocks between them run too.
+    """
     fenced = [*FENCE.findall(text), ("", "")]
     names: dict[str, object] = {}
     for (language, block), (next_language, shown) in itertools.pairwise(fenced):
@@ -169,10 +172,16 @@ def run_python(text: str, name: str, *, together: bool = False) -> dict[str, obj
                 exec(compile(block, name, "exec"), names)
             if next_language == "text":
                 assert printed.getvalue() == shown
+        if language == "sh" and together:
+            for words, _ in commands(f"```sh\n{block}```\n"):
+                code, told = run(words)
+                assert code == 0, told
     return names
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path != TUTORIAL], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if path not in (TUTORIAL, SEEING)], ids=lambda path: path.name
+)
 def test_python_runs_and_prints_what_is_shown(document, released_files, monkeypatch):
     monkeypatch.chdir(released_files)
     run_python(document.read_text(), document.name)
@@ -186,6 +195,26 @@ def test_the_tutorial_runs_and_its_network_learns(tmp_path, monkeypatch):
     assert names["result"].best_top1 == names["accuracy"].top1
     assert names["accuracy"].top1 > 75
     assert names["label"] == "tomato"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tutorial_of_seeing_makes_the_pictures_that_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_python(SEEING.read_text(), SEEING.name, together=True)
+    assert names["maps"]["blocks.6.attn"].shape == (1, 4, 2, 1 + 64 * 64)
+    shown = {
+        "flower": "01-flower.png-t2t_vit_7_64px-overview.png",
+        "china": "02-china.png-t2t_vit_7_64px-overview.png",
+        "features": "01-flower.png-t2t_vit_7_64px-features.png",
+        "tokens": "02-china.png-t2t_vit_7_64px-tokens.png",
+        "relevance": "01-flower.png-t2t_vit_7_64px-relevance.png",
+    }
+    assert {f"seeing-{name}.png" for name in shown} == {*re.findall(r"\((seeing-\w+\.png)\)", SEEING.read_text())}
+    for name, file in shown.items():
+        with Image.open(ROOT / "docs" / f"seeing-{name}.png") as ours, Image.open(tmp_path / "seeing" / file) as made:
+            assert ours.size == made.size, f"make docs/seeing-{name}.png again"
+    assert (tmp_path / "measured" / "faithfulness.csv").exists()
 
 
 def test_the_reference_is_what_the_docstrings_give():

@@ -1,5 +1,6 @@
 """How maps look: channels, norms and relevance as tiles of one size."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,10 @@ HEAT = "inferno"
 """From dark to bright as values rise, for every kind of colour vision."""
 TOP_PERCENT = 99.5
 """The percentile that becomes the brightest colour: a few extreme values would darken all the rest."""
+FAINTEST = 1e-6
+"""The share of the largest energy of a gradient at which it is black."""
+LEAST_GAP_PX = 5
+"""Between the centres of tokens that are drawn: more of them would hide the image."""
 PATCH, NEIGHBOUR = LIGHT["line3"], LIGHT["line1"]
 
 
@@ -57,13 +62,14 @@ def overlay_tile(image: np.ndarray, relevance: Tensor, size: tuple[int, int]) ->
 
 
 def patches_tile(image: np.ndarray, field: ReceptiveField, size: tuple[int, int]) -> np.ndarray:
-    """An image with the patch of a token and those of its neighbours, which overlap it, and the tokens' centres."""
+    """An image with the patch of a token, those of its neighbours, which overlap it, and all centres if they fit."""
     tile, draw, scale = _canvas(image, size)
     grid, (row, column) = field.grid, divmod(field.token, field.grid.width)
-    for y in range(grid.height):
-        for x in range(grid.width):
-            right, down = grid.first[1] + x * grid.stride[1], grid.first[0] + y * grid.stride[0]
-            draw.point((_place(right, scale), _place(down, scale)), PATCH)
+    if grid.stride[0] * scale >= LEAST_GAP_PX:
+        for y in range(grid.height):
+            for x in range(grid.width):
+                right, down = grid.first[1] + x * grid.stride[1], grid.first[0] + y * grid.stride[0]
+                draw.point((_place(right, scale), _place(down, scale)), PATCH)
     for y, x in ((row - 1, column), (row, column - 1), (row, column + 1), (row + 1, column)):
         if 0 <= y < grid.height and 0 <= x < grid.width:
             _frame(draw, grid.patch_of(y * grid.width + x), scale, NEIGHBOUR, 1)
@@ -72,9 +78,10 @@ def patches_tile(image: np.ndarray, field: ReceptiveField, size: tuple[int, int]
 
 
 def field_tile(field: ReceptiveField, size: tuple[int, int]) -> np.ndarray:
-    """The energy of a token's gradient, its root so that weak parts are seen, and the frame of the token's patch."""
-    energy = field.energy.cpu().sqrt()
-    heat = heat_tile(energy, (energy.shape[1], energy.shape[0]), low=0, high=float(np.percentile(energy, TOP_PERCENT)))
+    """The energy of a token's gradient, from FAINTEST of the largest on in powers of ten, and the token's patch."""
+    energy = field.energy.cpu()
+    powers = (energy / energy.max()).clamp(min=FAINTEST).log10()
+    heat = heat_tile(powers, (energy.shape[1], energy.shape[0]), low=math.log10(FAINTEST), high=0)
     tile, draw, scale = _canvas(heat, size)
     _frame(draw, field.patch, scale, PATCH, 2)
     return np.asarray(tile)

@@ -128,10 +128,10 @@ def token_panel(found: Examination, name: str) -> Panel:
         shares.append(f"{100 * field.share_in_patch:.0f} % in the patch")
     about = (
         "Above: the patch of one token after each soft split (blue), the patches of its neighbours, which overlap it "
-        "(orange), and the centres of all tokens. Below: how strongly each pixel moves that token, measured by the "
-        "gradient of this network on this image. Token transformers look at the whole image: the share of the "
-        "gradient inside the patch says how far a token still is its patch. It says nothing of the blocks that "
-        "follow."
+        "(orange), and the centres of all tokens where they fit. Below: how strongly each pixel moves that token, "
+        "measured by the squared gradient of this network on this image; each step in brightness is a power of ten, "
+        "down to a millionth of the largest. Token transformers look at the whole image: the share inside the patch "
+        "says how far a token still is its patch. It says nothing of the blocks that follow."
     )
     return Panel(name, "Tokens", about, [*splits, *energies], [*captions, *shares], columns=max(1, len(found.fields)))
 
@@ -205,9 +205,9 @@ def component_panel(
     explained = " ".join(f"{100 * share:.0f} %" for share in shares)
     about = (
         "The tokens of the last layer by their three largest principal components as red, green and blue, which "
-        f"explain {explained} of the foreground's variance. They are fitted over all images here: the same colour means "
-        "the same thing in each. Below, the share of tokens that are foreground; the darkened background is the side of "
-        "the first component of all tokens that is more common at the edges: a guess, not a segmentation."
+        f"explain {explained} of the foreground's variance. They are fitted over all images here: the same colour "
+        "means the same thing in each. Below, the share of tokens that are foreground. The darkened background is the "
+        "side of the first component of all tokens that is more common at the edges: a guess, not a segmentation."
     )
     return Panel(name, "Tokens as colours", about, tiles, captions, columns=8 if len(images) > 3 else 4)
 
@@ -226,7 +226,7 @@ def save_numbers(found: Examination, path: Path) -> None:
 
 def _short(layer: str) -> str:
     """The name of a layer that fits below a tile."""
-    return layer.removeprefix("tokens_to_token.").removesuffix(".attn")
+    return "T2T" if layer == "tokens_to_token" else layer.removeprefix("tokens_to_token.").removesuffix(".attn")
 
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
