@@ -24,7 +24,7 @@ from t2t_vit.errors import UserError
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.insight.faithfulness import RANDOM, interval, measure_faithfulness, share_inside
 from t2t_vit.insight.relevance import METHODS, random_map
-from t2t_vit.runtime.console import new_table, print_table
+from t2t_vit.runtime.console import Display, new_table, print_table
 from t2t_vit.runtime.files import write_csv
 
 HERE = Path(__file__).parent
@@ -70,23 +70,24 @@ def fitting_methods(network: Any, image: Tensor, label: Tensor) -> dict[str, Any
     return found
 
 
-def pointing(path: str, methods: dict[str, Any], images: Tensor, labels: Tensor, count: int) -> dict[str, list[float]]:
+def pointing(
+    path: str, methods: dict[str, Any], images: Tensor, labels: Tensor, count: int, display: Display
+) -> dict[str, list[float]]:
     """The shares of the relevance in the quadrant asked for, one for each mosaic, by method."""
     side = 2 * images.shape[-1]
     network = Predictor(path, device="cpu", img_size=side).network
     pictures, classes = mosaics(images, labels, count)
     shares: dict[str, list[float]] = {name: [] for name in methods}
-    for picture, four in zip(pictures, classes, strict=True):
-        for name, method in methods.items():
-            found = []
-            for quadrant, label in enumerate(four):
-                inside = torch.zeros(1, side, side)
-                row, column = divmod(quadrant, 2)
-                half = side // 2
-                inside[:, row * half : (row + 1) * half, column * half : (column + 1) * half] = 1
-                relevance = method(network, picture[None], label[None])
-                found.append(float(share_inside(relevance, inside)))
-            shares[name].append(float(np.mean(found)))
+    quadrants = torch.arange(4).reshape(2, 2).repeat_interleave(side // 2, 0).repeat_interleave(side // 2, 1)
+    with display.steps("mosaics", count) as steps:
+        for picture, four in zip(pictures, classes, strict=True):
+            for name, method in methods.items():
+                found = [
+                    float(share_inside(method(network, picture[None], label[None]), (quadrants == quadrant)[None]))
+                    for quadrant, label in enumerate(four)
+                ]
+                shares[name].append(float(np.mean(found)))
+            steps.advance()
     return shares
 
 
@@ -97,15 +98,18 @@ def main() -> None:
     parser.add_argument("--mosaics", type=int, default=50, help="squares of four digits")
     parser.add_argument("--csv", type=Path, default=HERE / "results" / "faithfulness-digits.csv")
     words = parser.parse_args()
-    rows = []
+    rows, display = [], Display(stderr=True)
     for path in words.runs:
         predictor = Predictor(path, device="cpu")
         images, labels = digits(predictor)
         name = str(predictor.checkpoint.model)
         places = np.linspace(0, len(images) - 1, words.images).round().astype(int)
         methods = fitting_methods(predictor.network, images[:1], labels[:1])
-        scores = measure_faithfulness(predictor.network, images[places], labels[places], methods, model_name=name)
-        shares = pointing(path, {**methods, RANDOM: random_map}, images, labels, words.mosaics)
+        with display.steps(f"{name}, digits", len(methods) + 1) as steps:
+            scores = measure_faithfulness(
+                predictor.network, images[places], labels[places], methods, model_name=name, each=steps.advance
+            )
+        shares = pointing(path, {**methods, RANDOM: random_map}, images, labels, words.mosaics, display)
         for score in scores:
             low, high = interval(shares[score.method])
             mean = float(np.mean(shares[score.method]))
