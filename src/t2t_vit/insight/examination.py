@@ -1,22 +1,38 @@
 """All that `visualize` shows of one image in one network, as numbers."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2t_vit.data.pixels import as_seen
 from t2t_vit.errors import UserError, abbreviate, closest
 from t2t_vit.inference.predictor import Predictor
-from t2t_vit.insight.attention import Query, attention_layers, capture_attention
+from t2t_vit.insight.attention import AttentionMap, attention_layers, record_attention, tokens_of
 from t2t_vit.insight.features import Features, LayerLook, capture_features, feature_layers, tells_layers
-from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid
 from t2t_vit.insight.receptive import ReceptiveField, receptive_fields
 from t2t_vit.insight.relevance import METHODS
 from t2t_vit.models.t2t_vit import T2TViT
+
+
+@dataclass(frozen=True)
+class AttentionRow:
+    """The attention of one query in a layer.
+
+    Attributes:
+        heads: weights of the image's tokens, (heads, N).
+        grid: where these lie.
+        of_pixel: whether the query is the pixel's patch, as where there is no class token; else it is that.
+    """
+
+    heads: Tensor
+    grid: Grid
+    of_pixel: bool
 
 
 @dataclass(frozen=True)
@@ -31,9 +47,7 @@ class Examination:
         features: maps of the chosen layers, B = 1.
         last: tokens or maps before the head, (C, h, w).
         looks: by which each layer is judged.
-        attention: rows of chosen layers, (heads, N) without the class token: of the class token in the backbone, of the
-            pixel's patch in token transformers.
-        grids: where the tokens of these rows lie.
+        attention: of chosen layers.
         relevance: maps of the methods that fit the network, (H, W).
         reasons: why the others do not.
         fields: receptive fields of the pixel's token; empty for networks of timm.
@@ -46,8 +60,7 @@ class Examination:
     features: dict[str, Features]
     last: Tensor
     looks: dict[str, LayerLook]
-    attention: dict[str, Tensor]
-    grids: dict[str, Grid]
+    attention: dict[str, AttentionRow]
     relevance: dict[str, Tensor]
     reasons: dict[str, str]
     fields: list[ReceptiveField]
@@ -131,21 +144,21 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
     image = predictor.normalize(pixels)
     size = image.shape[-2], image.shape[-1]
     pixel = plan.pixel or (size[1] // 2, size[0] // 2)
-    with (
-        torch.no_grad(),
-        predictor.machine.autocast(),
-        capture_features(model, list({*plan.judged, *plan.layers})) as found,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(predictor.machine.autocast())
+        found = stack.enter_context(capture_features(model, list({*plan.judged, *plan.layers})))
+        recorded = stack.enter_context(record_attention(model)) if plan.attention_layers else {}
         logits = model(image)
     probabilities = predictor.probabilities(logits)[0]
     best = int(probabilities.argmax())
     label = best if plan.label is None else plan.label
-    rows, grids = _attention(predictor, image, plan, pixel)
-    relevance, reasons = {}, {}
+    relevance, reasons, labels = {}, {}, torch.tensor([label], device=image.device)
     for name in plan.methods:
+        method = METHODS[name]
+        shared = {"recorded": recorded} if method.takes_attention else {}
         try:
-            labels = torch.tensor([label], device=image.device)
-            relevance[name] = METHODS[name].run(model, image, labels)[0].cpu()
+            relevance[name] = method.run(model, image, labels, **shared)[0].cpu()
         except UserError as error:
             reasons[name] = str(error)
     return Examination(
@@ -156,8 +169,7 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
         features={layer: Features(found[layer].maps.cpu(), found[layer].grid) for layer in plan.layers},
         last=found[plan.judged[-1]].maps[0].cpu(),
         looks={layer: LayerLook.of(found[layer]) for layer in plan.judged},
-        attention=rows,
-        grids=grids,
+        attention=_attention(model, recorded, plan, pixel, size),
         relevance=relevance,
         reasons=reasons,
         fields=receptive_fields(model, image, pixel) if isinstance(model, T2TViT) else [],
@@ -165,26 +177,19 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
 
 
 def _attention(
-    predictor: Predictor, image: Tensor, plan: Plan, pixel: tuple[int, int]
-) -> tuple[dict[str, Tensor], dict[str, Grid]]:
-    model: Any = predictor.network
-    size = image.shape[-2], image.shape[-1]
-    rows: dict[str, Tensor] = {}
-    grids: dict[str, Grid] = {}
-    if not plan.attention_layers:
-        return rows, grids
-    num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
-    queries: list[Query] = ["class", pixel] if num_prefix_tokens else [pixel]
-    try:
-        with torch.no_grad(), predictor.machine.autocast(), capture_attention(model, queries=queries) as maps:
-            model(image)
-    except UserError:  # it attends within windows
-        return rows, grids
+    model: nn.Module, recorded: Mapping[str, AttentionMap], plan: Plan, pixel: tuple[int, int], size: tuple[int, int]
+) -> dict[str, AttentionRow]:
+    """What is shown of the chosen layers' attention; layers that attend within windows are left out."""
+    rows = {}
     for name in plan.attention_layers:
-        begin = 0 if name in TOKEN_TRANSFORMERS else num_prefix_tokens
-        rows[name] = maps[name][0, :, 0, begin:].cpu()  # (heads, N)
-        grids[name] = grid_of(model, size, layer=name)
-    return rows, grids
+        try:
+            grid, num_prefix_tokens = tokens_of(model, name, size, recorded[name])
+        except UserError:
+            continue
+        query = 0 if num_prefix_tokens else grid.token_at(*pixel)
+        heads = recorded[name].rows([query])[0, :, 0, num_prefix_tokens:]
+        rows[name] = AttentionRow(heads.cpu(), grid, of_pixel=num_prefix_tokens == 0)
+    return rows
 
 
 def _evenly(names: Sequence[str], count: int) -> tuple[str, ...]:

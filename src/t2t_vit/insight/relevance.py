@@ -5,7 +5,7 @@ relevance of every pixel, (B, H, W), float32, none below zero. `faithfulness` me
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.insight.attention import attention_layers, record_attention, stored_weights, tokens_of
+from t2t_vit.insight.attention import AttentionMap, attention_layers, record_attention, stored_weights, tokens_of
 from t2t_vit.insight.features import to_maps
 from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
 from t2t_vit.models.splits import Split
 from t2t_vit.models.t2t_vit import T2TViT
 
-Method = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Method = Callable[..., Tensor]
+Recorded = Mapping[str, AttentionMap]
 
 INTEGRATION_STEPS = 32
 OCCLUDED_SHARE = 7
@@ -28,22 +29,24 @@ OCCLUDED_SHARE = 7
 
 
 @torch.no_grad()
-def rollout(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def rollout(model: nn.Module, images: Tensor, labels: Tensor, *, recorded: Recorded | None = None) -> Tensor:
     """Attention rollout through the backbone (Abnar & Zuidema, 2020). It does not depend on the class.
 
     r_(l-1) = (r_l + A_l^T r_l) / 2, where A_l is layer l's attention, averaged over its heads. The last r is one at the
     token that the head reads.
 
+    Args:
+        recorded: the attention of a forward of these images, as `record_attention` yields it; None runs one.
+
     Raises:
         UserError: the network has no attention that can be captured, or attends within windows.
     """
-    with record_attention(model) as recorded:
-        model(images)
+    recorded = recorded or _record(model, images)
     return _grid_of_tokens(model, images).to_pixels(_roll(model, images, recorded))
 
 
 @torch.no_grad()
-def rollout_to_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def rollout_to_pixels(model: nn.Module, images: Tensor, labels: Tensor, *, recorded: Recorded | None = None) -> Tensor:
     """Attention rollout that goes on through the token transformers and the soft splits, down to the pixels.
 
     Below a soft split a pixel has the mean relevance of the tokens whose patches it is in; through a token transformer,
@@ -55,8 +58,7 @@ def rollout_to_pixels(model: nn.Module, images: Tensor, labels: Tensor) -> Tenso
     """
     if not isinstance(model, T2TViT):
         raise UserError(f"{type(model).__name__} has no soft splits: rollout ends at its patches.")
-    with record_attention(model) as recorded:
-        model(images)
+    recorded = recorded or _record(model, images)
     relevance = _roll(model, images, recorded)
     splits, size = model.tokens_to_token.splits, (images.shape[-2], images.shape[-1])
     for number in reversed(range(len(splits))):
@@ -179,25 +181,30 @@ class Explained:
     Attributes:
         about: what it shows, in a sentence.
         is_cheap: whether it costs no more than a few forwards, so that it runs without being asked for.
+        takes_attention: whether it takes the attention of a forward as `recorded`.
     """
 
     run: Method
     about: str
     is_cheap: bool = True
+    takes_attention: bool = False
 
 
 METHODS = {
-    "rollout": Explained(rollout, "Attention, followed back through the backbone. It knows nothing of the class."),
+    "rollout": Explained(
+        rollout, "Attention, followed back through the backbone. It knows nothing of the class.", takes_attention=True
+    ),
     "rollout-pixels": Explained(
         rollout_to_pixels,
         "Attention, followed back through backbone, token transformers and soft splits to the pixels.",
+        takes_attention=True,
     ),
     "legrad": Explained(legrad, "Attention weights that would raise the class score, of all layers."),
     "gradcam": Explained(gradcam, "Channels of the last map that would raise the class score, where they are active."),
     "integrated-gradients": Explained(
-        integrated_gradients, "Gradients at the pixels, on the way from the mean colour to the image.", False
+        integrated_gradients, "Gradients at the pixels, on the way from the mean colour to the image.", is_cheap=False
     ),
-    "occlusion": Explained(occlusion, "What the class score loses while a window covers the pixel.", False),
+    "occlusion": Explained(occlusion, "What the class score loses while a window covers the pixel.", is_cheap=False),
 }
 
 
@@ -217,7 +224,13 @@ def _grid_of_tokens(model: nn.Module, images: Tensor) -> Grid:
     return grid_of(model, (images.shape[-2], images.shape[-1]))
 
 
-def _roll(model: nn.Module, images: Tensor, recorded: dict[str, Any]) -> Tensor:
+def _record(model: nn.Module, images: Tensor) -> Recorded:
+    with record_attention(model) as recorded:
+        model(images)
+    return recorded
+
+
+def _roll(model: nn.Module, images: Tensor, recorded: Recorded) -> Tensor:
     """The relevance of the backbone's tokens, (B, h * w)."""
     names = [name for name in attention_layers(model) if name in recorded and name not in TOKEN_TRANSFORMERS]
     size = (images.shape[-2], images.shape[-1])

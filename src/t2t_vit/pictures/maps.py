@@ -9,7 +9,6 @@ from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from t2t_vit.insight.components import ColouredTokens
-from t2t_vit.insight.geometry import Grid
 from t2t_vit.insight.receptive import ReceptiveField
 from t2t_vit.pictures.colours import LIGHT
 
@@ -85,11 +84,6 @@ def field_tile(field: ReceptiveField, size: tuple[int, int]) -> np.ndarray:
     tile, draw, scale = _canvas(heat, size)
     _frame(draw, field.patch, scale, PATCH, 2)
     return np.asarray(tile)
-
-
-def attention_tile(image: np.ndarray, row: Tensor, grid: Grid, size: tuple[int, int]) -> np.ndarray:
-    """An image under the attention of one query to its tokens, (N,)."""
-    return overlay_tile(image, grid.to_pixels(row), size)
 
 
 def coloured_tile(image: np.ndarray, tokens: ColouredTokens, size: tuple[int, int]) -> np.ndarray:

@@ -11,12 +11,10 @@ from PIL import Image
 from t2t_vit.insight.components import ColouredTokens
 from t2t_vit.insight.examination import Examination
 from t2t_vit.insight.features import OUTLIER_TIMES, LayerLook
-from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS
 from t2t_vit.insight.relevance import METHODS
 from t2t_vit.pictures.html import Tile, data_address
 from t2t_vit.pictures.maps import (
     TOP_PERCENT,
-    attention_tile,
     channel_tile,
     coloured_tile,
     field_tile,
@@ -141,12 +139,10 @@ def attention_panel(found: Examination, name: str) -> Panel:
     size = tile_size(found.image, SMALL_PX)
     tiles, captions = [], []
     image_size = (found.image.shape[0], found.image.shape[1])
-    for layer, rows in found.attention.items():
-        for head in _evenly_spaced(len(rows), MAX_HEADS):
-            tile = attention_tile(found.image, rows[head], found.grids[layer], size)
-            if layer in TOKEN_TRANSFORMERS:
-                tile = mark_pixel(tile, found.pixel, image_size)
-            tiles.append(tile)
+    for layer, row in found.attention.items():
+        for head in _evenly_spaced(len(row.heads), MAX_HEADS):
+            tile = overlay_tile(found.image, row.grid.to_pixels(row.heads[head]), size)
+            tiles.append(mark_pixel(tile, found.pixel, image_size) if row.of_pixel else tile)
             captions.append(f"{_short(layer)} · {head}")
     about = (
         "Bright is where a query looks: in the backbone the class token, in a token transformer the patch at the "
@@ -216,7 +212,7 @@ def save_numbers(found: Examination, path: Path) -> None:
     """Writes the numbers behind the pictures as .npz: relevance/METHOD, attention/LAYER, energy/LAYER, norms/LAYER."""
     arrays: dict[str, Any] = {
         **{f"relevance/{method}": values.float().numpy() for method, values in found.relevance.items()},
-        **{f"attention/{layer}": rows.float().numpy() for layer, rows in found.attention.items()},
+        **{f"attention/{layer}": row.heads.float().numpy() for layer, row in found.attention.items()},
         **{f"energy/{field.name}": field.energy.cpu().numpy() for field in found.fields},
         **{f"norms/{layer}": look.norms[0].cpu().numpy() for layer, look in found.looks.items()},
     }
