@@ -223,5 +223,7 @@ def test_what_does_not_fit_a_network_is_told():
         legrad(_network("t2t_vit_dense"), IMAGES, LABELS)
 
 
-def test_the_random_map_is_always_the_same():
-    assert torch.equal(random_map(nn.Identity(), IMAGES, LABELS), random_map(_Linear(), IMAGES, LABELS))
+def test_the_random_map_of_an_image_is_always_the_same_and_another_than_that_of_other_images():
+    first, second = random_map(nn.Identity(), IMAGES, LABELS)
+    assert torch.equal(random_map(_Linear(), IMAGES[1:], LABELS[1:])[0], second)
+    assert not torch.equal(first, second)

@@ -5,6 +5,7 @@ relevance of every pixel, (B, H, W), float32, none below zero. `faithfulness` me
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -167,11 +168,14 @@ def occlusion(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def random_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Smooth noise, the same for every network: what any method should be better than."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(len(images), 1, 8, 8, generator=generator)
-    smooth = F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=False)
-    return smooth.squeeze(1).clamp(min=0).to(images.device)
+    """Smooth noise, another for each image, and the same in every call: what any method should be better than."""
+    maps = []
+    for image in images:
+        digest = hashlib.sha1(image.detach().cpu().float().numpy().tobytes()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        coarse = torch.rand(1, 1, 8, 8, generator=generator)
+        maps.append(F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=False)[0, 0])
+    return torch.stack(maps).clamp(min=0).to(images.device)
 
 
 @dataclass(frozen=True)
