@@ -82,13 +82,16 @@ def test_the_output_follows_from_captured_weights(name: str):
 @torch.inference_mode()
 def test_it_captures_under_autocast(name: str):
     model, images = _network(name), _images()
-    with torch.autocast("cpu", torch.bfloat16):
-        with capture_attention(model) as maps:
-            plain = model(images)
-        with _attending_by(model, maps):
-            again = model(images)
+    for parameter in model.parameters():  # or all weights would be nearly equal
+        torch.nn.init.normal_(parameter, std=0.1)
+    with capture_attention(model) as exact:
+        model(images)
+    with torch.autocast("cpu", torch.bfloat16), capture_attention(model) as maps:
+        model(images)
     assert {weights.dtype for weights in maps.values()} == {torch.float32}
-    torch.testing.assert_close(again, plain, rtol=0.05, atol=0.05)
+    for layer, weights in maps.items():
+        difference = (weights - exact[layer]).abs().mean()
+        assert difference < 0.1 * (exact[layer].flip(-1) - exact[layer]).abs().mean(), layer
 
 
 @torch.inference_mode()
@@ -112,7 +115,7 @@ def test_chosen_queries_are_rows_of_all(name: str):
     model, images = _network(name), _images()
     with capture_attention(model) as whole:
         model(images)
-    with capture_attention(model, queries=["class", (35, 18)]) as chosen:
+    with capture_attention(model, queries=["class", (34, 18)]) as chosen:
         model(images)
     # The centres of tokens are the pixels 1, 17, 33 ... of T2T, and 7.5, 23.5 ... of hard patches.
     place = 1 + 1 * 5 + 2
@@ -178,6 +181,22 @@ def test_what_cannot_be_captured_is_told():
         model(_images())
     assert model(_images()).shape == (2, 5)  # and everything is as it was
     assert not any("attend" in vars(module) for module in model.modules())
+
+
+@torch.inference_mode()
+def test_images_may_be_named():
+    model = _network("t2t_vit_7")
+    with capture_attention(model, queries=["class"]) as maps:
+        model(x=_images())
+    assert len(maps) == 7
+
+
+@torch.inference_mode()
+def test_a_register_is_no_class_token():
+    model = timm.create_model("vit_wee_patch16_reg1_gap_256", img_size=48, num_classes=5).eval()
+    with capture_attention(model, queries=["class", (1, 1)]) as maps:
+        model(_images((48, 48)))
+    assert maps["blocks.0.attn"].shape[2] == 1
 
 
 def test_windows_are_no_rows_of_the_image():

@@ -57,8 +57,7 @@ def test_a_right_map_beats_a_random_one_and_a_wrong_one_does_not():
     assert right.insertion > random.insertion > wrong.insertion
     assert right.saco > 0.9
     assert wrong.saco < 0
-    assert right.deletion_low <= right.deletion <= right.deletion_high
-    assert right.images == 4
+    assert (right.images, right.deletion_low, right.deletion_high) == (4, None, None)  # too few for an interval
     assert right.after_randomising == pytest.approx(1)  # this map does not look at the network
     assert random.after_randomising is None
 
@@ -76,7 +75,7 @@ def test_areas_run_from_one_image_to_the_other():
     # The mean colour of white is white: deleting changes nothing, and so does inserting.
     assert deletion(Share(), images, labels, relevance).item() == pytest.approx(1, abs=1e-4)
     assert insertion(Share(), images, labels, relevance).item() == pytest.approx(1, abs=1e-4)
-    # Half white, half black: the mean is grey, so the share stays at a half until the end.
+    # Half white, half black: the mean is grey, so the share falls to a quarter and comes back.
     images[:, :, :10] = 0
     assert deletion(Share(), images, labels, images[:, 0]).item() == pytest.approx(0.375, abs=1e-3)
 
@@ -98,11 +97,12 @@ def test_saco_counts_pairs_by_what_they_differ():
     assert saco(Steps(), image, labels, falling.flip(1)).item() == pytest.approx(-1)
 
 
-@pytest.mark.parametrize("name", ["t2t_vit_7", "vit_tiny_patch16_224", "resnet18"])
+@pytest.mark.parametrize("name", ["t2t_vit_7", "vit_tiny_patch16_224", "resnet18", "convnext_atto", "cait_xxs24_224"])
 def test_random_weights_are_others_and_leave_random_numbers_alone(name: str):
     torch.manual_seed(3)
     model = timm.create_model(name, num_classes=5).eval()
-    nn.init.ones_(model.get_classifier().weight)
+    for parameter in model.parameters():
+        parameter.data += 1000
     state = torch.get_rng_state()
     random, again = with_random_weights(model), with_random_weights(model)
     assert torch.equal(torch.get_rng_state(), state)
@@ -111,8 +111,7 @@ def test_random_weights_are_others_and_leave_random_numbers_alone(name: str):
         model.named_parameters(), random.parameters(), again.parameters(), strict=True
     ):
         assert torch.equal(theirs, same)
-        if ours.ndim > 1:
-            assert not torch.equal(ours, theirs), key
+        assert theirs.abs().max() < 10 < ours.abs().max(), key
 
 
 def test_correlations_of_ranks():
@@ -126,6 +125,7 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_values():
     low, high = interval(values)
     assert low < np.mean(values) < high
     assert high - low == pytest.approx(4 * np.std(values) / 20, rel=0.2)
+    assert interval(values[:4]) == (None, None)
     few_low, few_high = interval(values[:20])
     assert few_high - few_low > 2 * (high - low)
 

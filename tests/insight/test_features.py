@@ -5,7 +5,7 @@ import timm
 import torch
 
 from t2t_vit.errors import UserError
-from t2t_vit.insight.features import Features, LayerLook, capture_features, feature_layers, layer_health
+from t2t_vit.insight.features import Features, LayerStatistics, capture_features, feature_layers, layer_health
 from t2t_vit.insight.geometry import Grid
 
 
@@ -69,10 +69,10 @@ def test_invalid_channels_are_found_and_no_others():
     maps[:2, 3] = 0  # not in the third image
     maps[:, 4] *= 0.4  # small, and says something
     maps[:, 5] += 5  # far from zero, and says something
-    look = LayerLook.of(Features(maps, Grid.spread((8, 8), (64, 64))))
-    assert look.zero.nonzero().tolist() == [[0, 0], [0, 1], [0, 3], [1, 0], [1, 1], [1, 3], [2, 0], [2, 1]]
-    assert look.constant.nonzero().tolist() == [[0, 2], [1, 2], [2, 2]]
-    row = layer_health("net", "layer", [look])
+    measured = LayerStatistics.of(Features(maps, Grid.spread((8, 8), (64, 64))))
+    assert measured.zero.nonzero().tolist() == [[0, 0], [0, 1], [0, 3], [1, 0], [1, 1], [1, 3], [2, 0], [2, 1]]
+    assert measured.constant.nonzero().tolist() == [[0, 2], [1, 2], [2, 2]]
+    row = layer_health("net", "layer", [measured])
     assert (row.channels, row.invalid, row.zero) == (20, 3, 2)
     assert row.invalid_an_image == pytest.approx((4 + 4 + 3) / 3)
 
@@ -82,7 +82,7 @@ def test_tokens_of_huge_norm_are_counted():
     maps = torch.randn(2, 64, 6, 6)
     maps[0, :, 2, 3] *= 10
     maps[0, :, 0, 0] *= 5
-    row = layer_health("net", "layer", [LayerLook.of(Features(maps, Grid.spread((6, 6), (96, 96))))])
+    row = layer_health("net", "layer", [LayerStatistics.of(Features(maps, Grid.spread((6, 6), (96, 96))))])
     assert row.outliers == 1.0  # two in one image, none in the other
     assert 8 < row.largest_norm < 12
 
@@ -92,12 +92,23 @@ def test_a_token_that_differs_stands_out():
     maps = 3 + 0.1 * torch.randn(1, 64, 6, 6)
     maps[0, :32, 2, 3] += 1  # far from the others in half of the channels
     maps[0, 0] = 7  # and one channel says nothing
-    look = LayerLook.of(Features(maps, Grid.spread((6, 6), (96, 96))))
-    assert look.standout.shape == (1, 6, 6)
-    assert look.standout[0].flatten().argmax() == 2 * 6 + 3
-    assert look.standout[0, 2, 3] > 2.5 * look.standout.median()
+    measured = LayerStatistics.of(Features(maps, Grid.spread((6, 6), (96, 96))))
+    assert measured.standout.shape == (1, 6, 6)
+    assert measured.standout[0].flatten().argmax() == 2 * 6 + 3
+    assert measured.standout[0, 2, 3] > 2.5 * measured.standout.median()
     # The mean square over positions and channels is 1, but for the constant channel.
-    assert look.standout.square().mean().item() == pytest.approx(63 / 64, abs=1e-4)
+    assert measured.standout.square().mean().item() == pytest.approx(63 / 64, abs=1e-4)
+
+
+def test_maps_of_few_cells_are_not_asked_whether_they_are_constant():
+    maps = torch.full((1, 4, 3, 5), 2.0)
+    assert not LayerStatistics.of(Features(maps, Grid.spread((3, 5), (48, 80)))).constant.any()
+    assert LayerStatistics.of(Features(torch.full((1, 4, 4, 4), 2.0), Grid.spread((4, 4), (64, 64)))).constant.all()
+
+
+def test_stages_of_convolution_tokens_lie_where_their_kernels_do():
+    found = _captured("t2t_vit_14_conv", (48, 80))
+    assert found["tokens_to_token.soft_split0"].grid.first == (1.0, 1.0)
 
 
 def test_a_network_that_tells_no_layers():

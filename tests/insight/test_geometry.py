@@ -50,6 +50,14 @@ def test_values_stand_at_the_centres_and_between_them_linearly():
     torch.testing.assert_close(grid.to_pixels(values.expand(2, 3, 15))[1, 2], pixels)
 
 
+def test_cells_of_a_picture_are_the_nearest_tokens():
+    grid = Grid.after(PAPER_SPLITS, SIZE)  # centres 1, 17, 33 ...
+    rows, columns = grid.nearest(48, 80)
+    assert columns.tolist() == [0] * 9 + [1] * 16 + [2] * 16 + [3] * 16 + [4] * 23
+    assert rows[[0, 8, 9, 47]].tolist() == [0, 0, 1, 2]
+    assert grid.nearest(24, 40)[1].tolist() == columns[::2].tolist()  # at half of the size
+
+
 def test_a_line_of_one_token():
     grid = Grid.after(PAPER_SPLITS, (16, 64))
     assert (grid.height, grid.width) == (1, 4)
@@ -57,7 +65,7 @@ def test_a_line_of_one_token():
 
 
 def test_networks_without_tokens_of_patches_are_told():
-    with pytest.raises(UserError, match=r"^ResNet has no tokens of patches\.$"):
+    with pytest.raises(UserError, match=r"^ResNet has no tokens of patches whose places are known"):
         grid_of(timm.create_model("resnet18"), SIZE)
 
 

@@ -194,6 +194,36 @@ def test_methods_without_captum_name_the_command(monkeypatch: pytest.MonkeyPatch
         occlusion(_Linear(), IMAGES, LABELS)
 
 
+@pytest.mark.parametrize("method", ["rollout", "rollout-pixels", "legrad", "gradcam"])
+def test_methods_run_in_inference_mode_in_double_precision_and_under_autocast(method: str):
+    model = _network("t2t_vit_7")
+    expected = METHODS[method].run(model, IMAGES, LABELS)
+    with torch.inference_mode():
+        torch.testing.assert_close(METHODS[method].run(model, IMAGES.clone(), LABELS.clone()), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert METHODS[method].run(model, IMAGES, LABELS).dtype == torch.float32
+    double = METHODS[method].run(model.double(), IMAGES.double(), LABELS)
+    torch.testing.assert_close(double.float(), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_rollout_of_a_distilled_network_begins_with_both_its_tokens():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, img_size=SIZE).eval()
+    with torch.no_grad(), capture_attention(model) as maps:
+        model(IMAGES)
+    product = torch.eye(8).expand(2, 8, 8)
+    for weights in maps.values():
+        product = (weights.mean(dim=1) + torch.eye(8)) / 2 @ product
+    expected = Grid.spread((2, 3), SIZE).to_pixels(product[:, :2, 2:].mean(dim=1))
+    torch.testing.assert_close(rollout(model, IMAGES, LABELS), expected)
+
+
+def test_the_settings_name_the_methods():
+    from t2t_vit.insight.config import VisualizeConfig
+    from t2t_vit.options import options_of
+
+    assert set(options_of(VisualizeConfig)["methods"].choices) == set(METHODS)
+
+
 def test_methods_leave_the_network_as_it_was():
     model = _network("t2t_vit_7")
     plain = model(IMAGES)

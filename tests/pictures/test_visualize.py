@@ -40,7 +40,8 @@ def test_pictures_numbers_and_a_page(small_checkpoint, images, tmp_path, capsys)
     for path in output.glob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 100
-            assert len(np.unique(np.asarray(picture.convert("L")))) > 10  # not blank
+            pixels = np.asarray(picture.convert("L"))
+            assert pixels[20:60, 20:60].std() > 2 or path.name == "layers.png", path  # in the first tile
 
     with np.load(output / f"{stems[0]}.npz") as numbers:
         assert {name.split("/")[0] for name in numbers} == {"relevance", "attention", "energy", "norms"}
@@ -130,6 +131,68 @@ def test_what_does_not_exist_is_told_in_a_line(words, told, small_checkpoint, im
     assert not (tmp_path / "out").exists()
 
 
+def test_networks_of_the_same_name_are_told_apart(small_checkpoint, images, tmp_path):
+    output = tmp_path / "out"
+    words = ["--checkpoint", small_checkpoint, small_checkpoint, "--model", "t2t_vit_7_32px", "--no-pretrained"]
+    assert visualize(images / "a.png", *words, "--methods", "rollout", "--output", output) == 0
+    with (output / "layers.csv").open(newline="") as file:
+        names = dict.fromkeys(row["model"] for row in csv.DictReader(file))
+    assert list(names) == ["t2t_vit_7_32px", "t2t_vit_7_32px-2", "t2t_vit_7_32px-3"]
+    assert len([*output.glob("*-overview.png")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["t2t_vit_7", "--layers", "tokens_to_token.project"],
+            r"tokens_to_token\.project of T2TViT is part of another layer",
+        ),
+        (["vit_small_patch14_dinov2"], r"vit_small_patch14_dinov2 has no classifier, whose answer could be explained"),
+        (
+            ["xcit_nano_12_p16_224", "--layers", "blocks.0"],
+            r"patch_embed returns a tuple and no map: choose another layer",
+        ),
+        (
+            ["inception_v3"],
+            r"inception_v3 at 64 x 64 pixels is built otherwise than visualize knows, or cannot take this size",
+        ),
+        (["mixer_s16_224", "--layers", "blocks.0.mlp_tokens"], r"returns"),
+    ],
+    ids=["part", "no classifier", "tuples", "size", "no map"],
+)
+def test_networks_and_layers_that_do_not_fit_are_told_in_a_line(words, told, images, tmp_path, capsys):
+    model, *others = words
+    size = ["--img-size", "56" if "dinov2" in model else "64"]
+    words = ["--model", model, "--no-pretrained", *size, *others, "--methods", "gradcam"]
+    assert visualize(images / "a.png", *words, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert re.search(told, error)
+    assert error.count("\n") == 1
+
+
+def test_attention_too_large_leaves_the_other_pictures(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("t2t_vit.insight.attention.MAX_WEIGHTS", 1000)
+    words = ["--model", "vit_tiny_patch16_224", "--no-pretrained", "--img-size", "64"]
+    assert visualize(images / "a.png", *words, "--output", tmp_path / "out") == 0
+    assert "would take" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert [*(tmp_path / "out").glob("*-features.png")]
+
+
+def test_cells_are_drawn_where_their_tokens_are(tmp_path):
+    import torch
+
+    from t2t_vit.insight.geometry import Grid
+    from t2t_vit.models.splits import PAPER_SPLITS
+    from t2t_vit.pictures.maps import channel_tile, heat_tile
+
+    grid, values = Grid.after(PAPER_SPLITS, (224, 224)), torch.zeros(14, 14)
+    values[7, 7] = 1  # its centre is pixel 7 * 16 + 1 = 113
+    for tile in (channel_tile(values, grid, (224, 224)), heat_tile(values, grid, (224, 224), low=0, high=1)):
+        rows, columns = (tile[..., 0] > 100).nonzero()
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (105, 120, 105, 120)
+
+
 def test_methods_that_a_network_has_not_are_told(images, tmp_path, capsys):
     words = ["--model", "resnet18", "--no-pretrained", "--img-size", "32", "--methods", "legrad"]
     assert visualize(images / "a.png", *words, "--output", tmp_path / "out") == 2
@@ -142,9 +205,7 @@ def test_no_network_and_no_weights_are_told(images, tmp_path, capsys, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert visualize(images / "a.png", "--model", "resnet18", "--output", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert re.match(
-        r"t2t-vit: error: The weights of resnet18 could not be had: .*--no-pretrained for random ones\.\n", error
-    )
+    assert re.match(r"t2t-vit: error: resnet18 could not be made: .*--no-pretrained for random weights\.\n", error)
 
 
 def test_unreadable_images_are_told_after_the_others(small_checkpoint, images, tmp_path, capsys):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of, num_class_tokens
 from t2t_vit.models.attention import SoftmaxAttention
 from t2t_vit.models.mixers import PerformerMixer, performer_features
 from t2t_vit.models.splits import without_autocast
@@ -25,6 +25,10 @@ Query = Literal["class"] | tuple[int, int]
 MAX_WEIGHTS = 2**29
 """The most weights of a layer that are computed: 2 GiB in float32."""
 QUERIES_AT_A_TIME = 512
+
+
+class AttentionTooLarge(UserError):
+    """The attention weights of a layer, or of all of them, would take more than MAX_WEIGHTS."""
 
 
 class AttentionMap(Protocol):
@@ -62,10 +66,12 @@ class SoftmaxMap:
         return self._weights(q)
 
     def pull(self, relevance: Tensor) -> Tensor:
+        relevance = relevance.to(torch.promote_types(self.q.dtype, relevance.dtype))
         total = torch.zeros_like(relevance)
         queries = torch.split(self.q, QUERIES_AT_A_TIME, dim=2)
-        for q, part in zip(queries, torch.split(relevance, QUERIES_AT_A_TIME, dim=1), strict=True):
-            total += (part[:, None, None] @ self._weights(q)).squeeze(2).mean(dim=1)
+        with without_autocast(relevance):
+            for q, part in zip(queries, torch.split(relevance, QUERIES_AT_A_TIME, dim=1), strict=True):
+                total += (part[:, None, None] @ self._weights(q)).squeeze(2).mean(dim=1)
         return total
 
     def _weights(self, q: Tensor) -> Tensor:
@@ -94,6 +100,7 @@ class PerformerMap:
             return (phi_q / total @ self.phi_k.transpose(1, 2)).unsqueeze(1)
 
     def pull(self, relevance: Tensor) -> Tensor:
+        relevance = relevance.to(torch.promote_types(self.phi_q.dtype, relevance.dtype))
         with without_autocast(relevance):
             drawn = (relevance[:, None] / self.total.transpose(1, 2)) @ self.phi_q  # (B, 1, m)
             return (drawn @ self.phi_k.transpose(1, 2)).squeeze(1)
@@ -114,6 +121,7 @@ class StoredMap:
         return weights.to(torch.promote_types(weights.dtype, torch.float32))
 
     def pull(self, relevance: Tensor) -> Tensor:
+        relevance = relevance.to(torch.promote_types(self.weights.dtype, relevance.dtype))
         with without_autocast(relevance):
             return (relevance[:, None] @ self.weights.mean(dim=1).to(relevance.dtype)).squeeze(1)
 
@@ -151,10 +159,11 @@ def capture_attention(model: nn.Module, *, queries: Sequence[Query] | None = Non
     image_size: tuple[int, int] = (0, 0)
     maps: dict[str, Tensor] = {}
 
-    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def begin(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         nonlocal image_size
         maps.clear()
-        image_size = (inputs[0].shape[-2], inputs[0].shape[-1])
+        images = inputs[0] if inputs else next(iter(named.values()))
+        image_size = (images.shape[-2], images.shape[-1])
 
     def keep(name: str, found: AttentionMap) -> None:
         if chosen is None:
@@ -164,7 +173,7 @@ def capture_attention(model: nn.Module, *, queries: Sequence[Query] | None = Non
         if places:
             maps[name] = found.rows(places)
 
-    handle = model.register_forward_pre_hook(begin)
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
         with _watched(model, keep):
             yield maps
@@ -177,10 +186,24 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
     """Records the attention of every layer of a forward, as maps from which rows and products are computed later.
 
     Raises:
-        UserError: the network has no attention that can be captured.
+        UserError: the network has no attention that can be captured; or, in the forward, the weights of all layers of a
+            network of timm take more than 2 GiB.
     """
     found: dict[str, AttentionMap] = {}
-    with _watched(model, found.__setitem__):
+    num_stored = 0
+
+    def keep(name: str, attention: AttentionMap) -> None:
+        nonlocal num_stored
+        found[name] = attention
+        if isinstance(attention, StoredMap):  # of timm; ours are queries and keys
+            num_stored += attention.weights.numel()
+            if num_stored > MAX_WEIGHTS:
+                raise AttentionTooLarge(
+                    f"The attention of {type(model).__name__}, all layers, would take more than "
+                    f"{MAX_WEIGHTS * 4 / 2**30:.0f} GiB: give smaller images."
+                )
+
+    with _watched(model, keep):
         yield found
 
 
@@ -202,7 +225,7 @@ def places_of(
     for query in queries:
         if query != "class":
             places.append(num_prefix_tokens + grid.token_at(*query))
-        elif num_prefix_tokens:
+        elif num_prefix_tokens and num_class_tokens(model):
             places.append(0)
     return places
 
@@ -233,7 +256,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
         is_timms = hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
         if isinstance(module, PerformerMixer):
             found[name] = module
-        elif is_timms and not isinstance(module, PerformerMixer):
+        elif is_timms:
             found[name.removesuffix(".attn") if name.startswith("tokens_to_token.") else name] = module
     return found
 
@@ -318,13 +341,15 @@ def _keep_softmax(keep: Keep, name: str, module: SoftmaxAttention, q: Tensor, k:
 
 
 def _keep_stored(keep: Keep, name: str, weights: Tensor) -> None:
-    keep(name, StoredMap(weights))
+    if weights.ndim == 4 and weights.shape[2] == weights.shape[3]:  # else some tokens alone ask, or alone answer
+        keep(name, StoredMap(weights))
 
 
 def _refuse_large(batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
     num_weights = batch * num_heads * num_queries * num_keys
     if num_weights > MAX_WEIGHTS:
-        raise UserError(
+        raise AttentionTooLarge(
             f"The attention of {num_queries:,} queries to {num_keys:,} tokens, {batch} images, {num_heads} heads, "
-            f'would take {num_weights * 4 / 2**30:.1f} GiB: choose queries, such as queries=["class", (x, y)].'
+            f"would take {num_weights * 4 / 2**30:.1f} GiB: choose queries, such as "
+            'queries=["class", (x, y)], or smaller images.'
         )

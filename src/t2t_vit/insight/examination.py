@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from t2t_vit.data.pixels import as_seen
 from t2t_vit.errors import UserError, abbreviate, closest
 from t2t_vit.inference.predictor import Predictor
-from t2t_vit.insight.attention import AttentionMap, attention_layers, record_attention, tokens_of
-from t2t_vit.insight.features import Features, LayerLook, capture_features, feature_layers, tells_layers
-from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid
+from t2t_vit.insight.attention import AttentionMap, AttentionTooLarge, attention_layers, record_attention, tokens_of
+from t2t_vit.insight.features import Features, LayerStatistics, capture_features, feature_layers, tells_layers
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, num_class_tokens
 from t2t_vit.insight.receptive import ReceptiveField, receptive_fields
-from t2t_vit.insight.relevance import METHODS
+from t2t_vit.insight.relevance import METHODS, reasons_against
 from t2t_vit.models.t2t_vit import T2TViT
 
 
@@ -46,7 +46,7 @@ class Examination:
         pixel: the pixel, (x, y), whose patch is followed.
         features: maps of the chosen layers, B = 1.
         last: tokens or maps before the head, (C, h, w).
-        looks: by which each layer is judged.
+        statistics: by which each layer is measured.
         attention: of chosen layers.
         relevance: maps of the methods that fit the network, (H, W).
         reasons: why the others do not.
@@ -59,7 +59,7 @@ class Examination:
     pixel: tuple[int, int]
     features: dict[str, Features]
     last: Tensor
-    looks: dict[str, LayerLook]
+    statistics: dict[str, LayerStatistics]
     attention: dict[str, AttentionRow]
     relevance: dict[str, Tensor]
     reasons: dict[str, str]
@@ -71,7 +71,7 @@ class Plan:
     """What to look at in one network.
 
     Attributes:
-        judged: layers along which channels and norms are counted; the last one's tokens are coloured.
+        measured: layers along which channels and norms are counted; the last one's tokens are coloured.
         layers: whose maps are shown.
         attention_layers: whose attention is shown.
         methods: of relevance, by name.
@@ -79,7 +79,7 @@ class Plan:
         pixel: (x, y), whose patch is followed; None takes the middle.
     """
 
-    judged: tuple[str, ...]
+    measured: tuple[str, ...]
     layers: tuple[str, ...]
     attention_layers: tuple[str, ...]
     methods: tuple[str, ...]
@@ -113,22 +113,31 @@ def make_plan(
         if layer not in known:
             usual = feature_layers(model) if tells_layers(model) else sorted(known)
             raise UserError(f"{closest(layer, known, 'layer')} Usual ones: {abbreviate(usual, limit=30)}.")
-    if label is not None and label not in predictor.class_names:
-        raise UserError(closest(label, predictor.class_names, "class"))
+    number = None if label is None else _class_number(label, predictor.class_names)
     height, width = predictor.data_config["input_size"][1:]
     if pixel is not None:
         Grid.spread((1, 1), (height, width)).token_at(*pixel)
     with_attention = [name for name in attention_layers(model) if name not in TOKEN_TRANSFORMERS]
     token_transformers = [name for name in attention_layers(model) if name in TOKEN_TRANSFORMERS]
-    judged = tuple(layers) if layers and not tells_layers(model) else tuple(feature_layers(model))
+    measured = tuple(layers) if layers and not tells_layers(model) else tuple(feature_layers(model))
     return Plan(
-        judged,
-        tuple(layers) if layers else _evenly(judged, num_layers),
+        measured,
+        tuple(layers) if layers else _evenly(measured, num_layers),
         (*token_transformers, *_evenly(with_attention, 3)),
         tuple(methods) if methods else tuple(name for name, method in METHODS.items() if method.is_cheap),
-        None if label is None else predictor.class_names.index(label),
+        number,
         pixel,
     )
+
+
+def _class_number(label: str, class_names: Sequence[str]) -> int:
+    """The class of this name; or of which it is one of several names, as in ImageNet's "tabby, tabby cat"."""
+    if label in class_names:
+        return class_names.index(label)
+    alike = [number for number, name in enumerate(class_names) if label in name.split(", ")]
+    if len(alike) != 1:
+        raise UserError(closest(label, class_names, "class"))
+    return alike[0]
 
 
 def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
@@ -144,21 +153,32 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
     image = predictor.normalize(pixels)
     size = image.shape[-2], image.shape[-1]
     pixel = plan.pixel or (size[1] // 2, size[0] // 2)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(predictor.machine.autocast())
-        found = stack.enter_context(capture_features(model, list({*plan.judged, *plan.layers})))
-        recorded = stack.enter_context(record_attention(model)) if plan.attention_layers else {}
-        logits = model(image)
+    reasons = reasons_against(model, plan.methods)
+    recorded: Mapping[str, AttentionMap] = {}
+    layers = list({*plan.measured, *plan.layers})
+    with torch.no_grad(), predictor.machine.autocast(), capture_features(model, layers) as found:
+        try:
+            with contextlib.ExitStack() as stack:
+                if plan.attention_layers:
+                    recorded = stack.enter_context(record_attention(model))
+                logits = model(image)
+        except AttentionTooLarge as error:
+            reasons["attention"], recorded = str(error), {}
+            logits = model(image)
+    if missing := [layer for layer in layers if layer not in found]:
+        raise UserError(
+            f"{abbreviate(missing)} of {type(model).__name__} is part of another layer and never runs by itself. "
+            f"Choose among {abbreviate(plan.measured, limit=30)}."
+        )
     probabilities = predictor.probabilities(logits)[0]
     best = int(probabilities.argmax())
     label = best if plan.label is None else plan.label
-    relevance, reasons, labels = {}, {}, torch.tensor([label], device=image.device)
-    for name in plan.methods:
+    relevance, labels = {}, torch.tensor([label], device=image.device)
+    for name in (name for name in plan.methods if name not in reasons):
         method = METHODS[name]
         shared = {"recorded": recorded} if method.takes_attention else {}
         try:
-            relevance[name] = method.run(model, image, labels, **shared)[0].cpu()
+            relevance[name] = method.run(model, image, labels, **shared)[0].float().cpu()
         except UserError as error:
             reasons[name] = str(error)
     return Examination(
@@ -167,8 +187,8 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
         asked=predictor.class_names[label],
         pixel=pixel,
         features={layer: Features(found[layer].maps.cpu(), found[layer].grid) for layer in plan.layers},
-        last=found[plan.judged[-1]].maps[0].cpu(),
-        looks={layer: LayerLook.of(found[layer]) for layer in plan.judged},
+        last=found[plan.measured[-1]].maps[0].cpu(),
+        statistics={layer: LayerStatistics.of(found[layer]) for layer in plan.measured},
         attention=_attention(model, recorded, plan, pixel, size),
         relevance=relevance,
         reasons=reasons,
@@ -181,14 +201,15 @@ def _attention(
 ) -> dict[str, AttentionRow]:
     """What is shown of the chosen layers' attention; layers that attend within windows are left out."""
     rows = {}
-    for name in plan.attention_layers:
+    for name in (name for name in plan.attention_layers if name in recorded):
         try:
             grid, num_prefix_tokens = tokens_of(model, name, size, recorded[name])
         except UserError:
             continue
-        query = 0 if num_prefix_tokens else grid.token_at(*pixel)
+        of_pixel = not (num_prefix_tokens and num_class_tokens(model))
+        query = num_prefix_tokens + grid.token_at(*pixel) if of_pixel else 0
         heads = recorded[name].rows([query])[0, :, 0, num_prefix_tokens:]
-        rows[name] = AttentionRow(heads.cpu(), grid, of_pixel=num_prefix_tokens == 0)
+        rows[name] = AttentionRow(heads.cpu(), grid, of_pixel)
     return rows
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,15 @@ from t2t_vit.models.t2t_vit import T2TViT
 NUM_STEPS = 20
 NUM_GROUPS = 10
 NUM_RESAMPLES = 1000
+FEWEST = 5
+"""Of fewer values resampling says nothing."""
 RANDOM = "random"
 """What the row of a map of smooth noise is called."""
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """A row of faithfulness.csv: a method's scores, the means over images, with intervals of 95 % (bootstrap).
+    """A row of faithfulness.csv: a method's scores, means over images, from five on with 95 % intervals (bootstrap).
 
     Attributes:
         deletion: area under the class probability while the most relevant pixels are replaced first: low is good.
@@ -35,14 +38,14 @@ class Faithfulness:
     method: str
     images: int
     deletion: float
-    deletion_low: float
-    deletion_high: float
+    deletion_low: float | None
+    deletion_high: float | None
     insertion: float
-    insertion_low: float
-    insertion_high: float
+    insertion_low: float | None
+    insertion_high: float | None
     saco: float
-    saco_low: float
-    saco_high: float
+    saco_low: float | None
+    saco_high: float | None
     after_randomising: float | None
 
 
@@ -67,21 +70,21 @@ def measure_faithfulness(
     randomised = with_random_weights(model)
     rows = []
     for name, method in {**methods, RANDOM: random_map}.items():
-        maps, others = [], []
-        for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):
-            maps.append(method(model, image, label))
-            others.append(method(randomised, image, label))
-        relevance = torch.cat(maps)
+        pairs = list(zip(torch.split(images, 1), torch.split(labels, 1), strict=True))
+        relevance = torch.cat([method(model, image, label) for image, label in pairs])
         scores = {
             "deletion": deletion(model, images, labels, relevance),
             "insertion": insertion(model, images, labels, relevance),
             "saco": saco(model, images, labels, relevance),
         }
-        columns: dict[str, float] = {}
+        columns: dict[str, Any] = {}
         for column, values in scores.items():
             low, high = interval(values.tolist())
             columns |= {column: float(values.mean()), f"{column}_low": low, f"{column}_high": high}
-        agreement = None if name == RANDOM else float(np.mean(rank_correlations(relevance, torch.cat(others))))
+        agreement = None
+        if name != RANDOM:
+            others = torch.cat([method(randomised, image, label) for image, label in pairs])
+            agreement = float(np.mean(rank_correlations(relevance, others)))
         rows.append(Faithfulness(model_name, name, len(images), **columns, after_randomising=agreement))
         each()
     return rows
@@ -90,6 +93,8 @@ def measure_faithfulness(
 @torch.no_grad()
 def deletion(model: nn.Module, images: Tensor, labels: Tensor, relevance: Tensor) -> Tensor:
     """Deletion (Petsiuk et al., 2018): the area under the class probability while pixels take the image's mean colour.
+
+    In NUM_STEPS equal steps.
 
     Args:
         relevance: (B, H, W); the most relevant pixels are replaced first.
@@ -102,7 +107,10 @@ def deletion(model: nn.Module, images: Tensor, labels: Tensor, relevance: Tensor
 
 @torch.no_grad()
 def insertion(model: nn.Module, images: Tensor, labels: Tensor, relevance: Tensor) -> Tensor:
-    """Insertion (Petsiuk et al., 2018): the same area while the image's pixels are put into a blurred copy of it."""
+    """Insertion (Petsiuk et al., 2018): the same area while the image's pixels are put into a blurred copy of it.
+
+    The blur is Gaussian with a deviation of a tenth of the shorter side.
+    """
     return _area_while_replacing(model, _blurred(images), images, labels, relevance)
 
 
@@ -144,8 +152,8 @@ def with_random_weights(model: nn.Module) -> nn.Module:
         for module in random.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        for name, parameter in random.named_parameters():
-            if "." not in name:  # such as the class token, which belongs to no layer
+                continue
+            for parameter in module.parameters(recurse=False):  # such as a class token, or the scale of a branch
                 nn.init.trunc_normal_(parameter, std=0.02)
     return random
 
@@ -161,8 +169,10 @@ def rank_correlations(ours: Tensor, theirs: Tensor) -> list[float]:
     return found
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean, by resampling the values."""
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 95 % interval of a mean, by resampling the values; none of fewer than FEWEST."""
+    if len(values) < FEWEST:
+        return None, None
     drawn = np.random.default_rng(0).choice(np.asarray(values), (NUM_RESAMPLES, len(values)))
     low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
     return float(low), float(high)

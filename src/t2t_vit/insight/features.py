@@ -16,6 +16,8 @@ from t2t_vit.models.tokens import PatchTokens
 LEAST_SHARE = 0.01
 """A channel is near zero if its energy, the mean square over the positions, is below this share of the mean energy of
 its layer's channels; it is near constant if its variance over the positions is below this share of its own energy."""
+FEWEST_CELLS = 16
+"""Maps of fewer cells are not asked whether they are near constant: over four cells many a channel is, by chance."""
 OUTLIER_TIMES = 3.0
 """A patch token is an outlier if its norm is more than so many times the median of its layer."""
 
@@ -34,8 +36,8 @@ class Features:
 
 
 @dataclass(frozen=True)
-class LayerLook:
-    """What is kept of a layer's maps to judge the layer by, of B images.
+class LayerStatistics:
+    """What is kept of a layer's maps of B images.
 
     Attributes:
         zero: which channels are near zero, (B, C).
@@ -43,24 +45,26 @@ class LayerLook:
         norms: of the token at each position, (B, h, w).
         standout: how far each token is from the image's mean token, (B, h, w), in standard deviations of the channels
             over the positions: the root mean square over the channels.
+        grid: where the positions lie.
     """
 
     zero: Tensor
     constant: Tensor
     norms: Tensor
     standout: Tensor
+    grid: Grid
 
     @classmethod
-    def of(cls, features: Features) -> "LayerLook":
-        """Looks at the maps of a layer."""
+    def of(cls, features: Features) -> "LayerStatistics":
+        """Measures the maps of a layer."""
         maps = features.maps
         power = maps.square().mean(dim=(2, 3))  # (B, C)
         zero = power < LEAST_SHARE * power.mean(dim=1, keepdim=True)
         variance, mean = torch.var_mean(maps, dim=(2, 3), correction=0, keepdim=True)
-        constant = variance[:, :, 0, 0] < LEAST_SHARE * power
+        constant = (variance[:, :, 0, 0] < LEAST_SHARE * power) & (maps[0, 0].numel() >= FEWEST_CELLS)
         varying = variance.clamp(min=torch.finfo(variance.dtype).tiny)
         standout = ((maps - mean).square() / varying).mean(dim=1).sqrt()
-        return cls(zero, constant & ~zero, maps.norm(dim=1), standout)
+        return cls(zero, constant & ~zero, maps.norm(dim=1), standout, features.grid)
 
     @property
     def invalid(self) -> Tensor:
@@ -91,11 +95,11 @@ class LayerHealth:
     outliers: float
 
 
-def layer_health(model_name: str, layer: str, looks: Sequence[LayerLook]) -> LayerHealth:
+def layer_health(model_name: str, layer: str, measured: Sequence[LayerStatistics]) -> LayerHealth:
     """Counts what is wrong with a layer's maps of some images."""
-    zero = torch.cat([look.zero for look in looks]).all(dim=0)
-    invalid = torch.cat([look.invalid for look in looks]).all(dim=0)
-    norms = torch.cat([look.norms.flatten(1) for look in looks])  # (B, N)
+    zero = torch.cat([one.zero for one in measured]).all(dim=0)
+    invalid = torch.cat([one.invalid for one in measured]).all(dim=0)
+    norms = torch.cat([one.norms.flatten(1) for one in measured])  # (B, N)
     median = norms.median(dim=1, keepdim=True).values
     ratios = norms / median.clamp(min=torch.finfo(norms.dtype).tiny)
     return LayerHealth(
@@ -104,7 +108,7 @@ def layer_health(model_name: str, layer: str, looks: Sequence[LayerLook]) -> Lay
         channels=len(invalid),
         invalid=int(invalid.sum()),
         zero=int(zero.sum()),
-        invalid_an_image=float(torch.cat([look.invalid for look in looks]).sum(dim=1).float().mean()),
+        invalid_an_image=float(torch.cat([one.invalid for one in measured]).sum(dim=1).float().mean()),
         median_norm=float(median.mean()),
         largest_norm=float(ratios.max()),
         outliers=float((ratios > OUTLIER_TIMES).sum(dim=1).float().mean()),
@@ -173,15 +177,18 @@ def capture_features(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[s
     found: dict[str, Features] = {}
     image_size = (0, 0)
 
-    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def begin(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         nonlocal image_size
-        image_size = (inputs[0].shape[-2], inputs[0].shape[-1])
+        images = inputs[0] if inputs else next(iter(named.values()))
+        image_size = (images.shape[-2], images.shape[-1])
 
     with contextlib.ExitStack() as stack:
-        handles = [model.register_forward_pre_hook(begin)]
+        handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
         for layer in layers:
 
             def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor, layer: str = layer) -> None:
+                if not isinstance(output, Tensor):
+                    raise UserError(f"{layer} returns a {type(output).__name__} and no map: choose another layer.")
                 found[layer] = Features(*to_maps(model, output.detach().float(), image_size, layer=layer))
 
             handles.append(modules[layer].register_forward_hook(keep))
@@ -205,7 +212,12 @@ def to_maps(
     """
     if output.ndim == 4:
         maps = output.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else output
-        return maps, Grid.spread((maps.shape[2], maps.shape[3]), image_size)
+        size = maps.shape[2], maps.shape[3]
+        if isinstance(model, T2TViT):  # convolutions in the place of soft splits
+            grid = grid_of(model, image_size, layer=layer)
+            if size == (grid.height, grid.width):
+                return maps, grid
+        return maps, Grid.spread(size, image_size)
     if output.ndim == 3:
         grid = grid_of(model, image_size, layer=layer)
         num_before = output.shape[1] - grid.height * grid.width

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.splits import Split, num_patches
+from t2t_vit.models.splits import Split, num_patches, without_autocast
 from t2t_vit.models.t2t_vit import T2TViT
 
 
@@ -65,9 +65,8 @@ class Grid:
                 f"The pixel {x},{y} lies outside the image, which has {self.image_width} x {self.image_height} pixels: "
                 f"x is from 0 to {self.image_width - 1}, y from 0 to {self.image_height - 1}."
             )
-        row = min(max(round((y - self.first[0]) / self.stride[0]), 0), self.height - 1)
-        column = min(max(round((x - self.first[1]) / self.stride[1]), 0), self.width - 1)
-        return row * self.width + column
+        rows, columns = self.nearest(self.image_height, self.image_width)
+        return int(rows[y]) * self.width + int(columns[x])
 
     def patch_of(self, token: int) -> tuple[int, int, int, int]:
         """The pixels that a token is made of, (left, top, right, bottom), the last two excluded; cut at the edges."""
@@ -86,7 +85,16 @@ class Grid:
         maps = values.reshape(*values.shape[:-1], self.height, self.width)
         down = _interpolation(self.image_height, self.height, self.stride[0], self.first[0]).to(maps)
         right = _interpolation(self.image_width, self.width, self.stride[1], self.first[1]).to(maps)
-        return down @ maps @ right.t()
+        with without_autocast(maps):
+            return down @ maps @ right.t()
+
+    def nearest(self, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
+        """For each row and each column of the image at another size, the row and the column of the nearest tokens."""
+        down = (torch.arange(num_rows) + 0.5) * self.image_height / num_rows - 0.5
+        right = (torch.arange(num_columns) + 0.5) * self.image_width / num_columns - 0.5
+        rows = ((down - self.first[0]) / self.stride[0] + 0.5).floor().clamp(0, self.height - 1)
+        columns = ((right - self.first[1]) / self.stride[1] + 0.5).floor().clamp(0, self.width - 1)
+        return rows.long(), columns.long()
 
 
 def _interpolation(num_pixels: int, num_tokens: int, stride: float, first: float) -> Tensor:
@@ -103,6 +111,14 @@ def _interpolation(num_pixels: int, num_tokens: int, stride: float, first: float
 
 TOKEN_TRANSFORMERS = {"tokens_to_token.attention1": 1, "tokens_to_token.attention2": 2}
 """The layers before the last soft split, and the splits up to each. Their tokens have no class token among them."""
+STAGES = {**TOKEN_TRANSFORMERS, "tokens_to_token.soft_split0": 1, "tokens_to_token.soft_split1": 2}
+"""All layers before the last soft split, or the last convolution in its place."""
+
+
+def num_class_tokens(model: nn.Module) -> int:
+    """How many tokens before the grid are class tokens: two in a distilled network, none where all are registers."""
+    has = [getattr(model, name, None) is not None for name in ("cls_token", "dist_token")]
+    return min(sum(has), int(getattr(model, "num_prefix_tokens", 0)))
 
 
 def grid_of(model: nn.Module, image_size: tuple[int, int], *, layer: str | None = None) -> Grid:
@@ -116,11 +132,14 @@ def grid_of(model: nn.Module, image_size: tuple[int, int], *, layer: str | None 
         UserError: the network has no tokens.
     """
     if isinstance(model, T2TViT):
-        return Grid.after(model.tokens_to_token.splits[: TOKEN_TRANSFORMERS.get(layer or "")], image_size)
-    embed: Any = getattr(model, "patch_embed", None)
+        return Grid.after(model.tokens_to_token.splits[: STAGES.get(layer or "")], image_size)
+    embed: Any = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
     side = getattr(embed, "patch_size", None)
     if side is None or not isinstance(getattr(embed, "proj", None), nn.Conv2d) or embed.proj.stride != tuple(side):
-        raise UserError(f"{type(model).__name__} has no tokens of patches.")
+        raise UserError(
+            f"{type(model).__name__} has no tokens of patches whose places are known: networks of this package have, "
+            "and those of timm with a patch_embed of hard patches."
+        )
     height, width = embed.dynamic_feat_size(image_size)
     first = (side[0] - 1) / 2, (side[1] - 1) / 2
     return Grid(height, width, *image_size, (side[0], side[1]), first, side[0])

@@ -6,7 +6,7 @@ relevance of every pixel, (B, H, W), float32, none below zero. `faithfulness` me
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from t2t_vit.errors import UserError
 from t2t_vit.insight.attention import AttentionMap, attention_layers, record_attention, stored_weights, tokens_of
 from t2t_vit.insight.features import to_maps
-from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of
+from t2t_vit.insight.geometry import TOKEN_TRANSFORMERS, Grid, grid_of, num_class_tokens
 from t2t_vit.models.splits import Split
 from t2t_vit.models.t2t_vit import T2TViT
 
@@ -33,8 +33,8 @@ OCCLUDED_SHARE = 7
 def rollout(model: nn.Module, images: Tensor, labels: Tensor, *, recorded: Recorded | None = None) -> Tensor:
     """Attention rollout through the backbone (Abnar & Zuidema, 2020). It does not depend on the class.
 
-    r_(l-1) = (r_l + A_l^T r_l) / 2, where A_l is layer l's attention, averaged over its heads. The last r is one at the
-    token that the head reads.
+    r_(l-1) = (r_l + A_l^T r_l) / 2, where A_l is layer l's attention, averaged over its heads. The last r lies on the
+    tokens that the head reads: the class token, or all of the grid.
 
     Args:
         recorded: the attention of a forward of these images, as `record_attention` yields it; None runs one.
@@ -57,11 +57,10 @@ def rollout_to_pixels(model: nn.Module, images: Tensor, labels: Tensor, *, recor
     Raises:
         UserError: the network is not of this package.
     """
-    if not isinstance(model, T2TViT):
-        raise UserError(f"{type(model).__name__} has no soft splits: rollout ends at its patches.")
+    splits = _need_soft_splits(model)
     recorded = recorded or _record(model, images)
     relevance = _roll(model, images, recorded)
-    splits, size = model.tokens_to_token.splits, (images.shape[-2], images.shape[-1])
+    size = images.shape[-2], images.shape[-1]
     for number in reversed(range(len(splits))):
         below = Grid.after(splits[:number], size)
         relevance = _below(relevance, splits[number], (below.height, below.width))
@@ -70,6 +69,7 @@ def rollout_to_pixels(model: nn.Module, images: Tensor, labels: Tensor, *, recor
     return relevance.reshape(-1, *size)
 
 
+@torch.inference_mode(False)
 def legrad(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """LeGrad (Bousselham et al., 2024): gradients of the class score with respect to attention, summed over the layers.
 
@@ -80,16 +80,13 @@ def legrad(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         UserError: the network's blocks have no attention that can be captured, or differ in width.
     """
     net: Any = model
-    blocks = [block for block in getattr(net, "blocks", ()) if hasattr(getattr(block, "attn", None), "fused_attn")]
-    norm = getattr(net, "norm", None)
-    if not blocks or norm is None or not hasattr(net, "forward_head"):
-        raise UserError(f"{type(model).__name__} has no blocks with attention, from whose outputs the head could read.")
-    if len({block.norm1.weight.numel() for block in blocks}) > 1:
-        raise UserError("The blocks of this network differ in width: its head can read from the last one only.")
+    blocks, norm = _need_readable_blocks(model), net.norm
     grid, num_prefix_tokens = _grid_of_tokens(model, images), net.num_prefix_tokens
     total = torch.zeros(len(images), num_prefix_tokens + grid.height * grid.width, device=images.device)
     weights: list[Tensor] = []
+    images, labels = images.clone(), labels.clone()  # which may have been made in inference mode
 
+    # Blocks run one after another: between a block's `begin` and its `add` its attention alone puts weights here.
     def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return inputs[0].detach().requires_grad_(), *inputs[1:]
 
@@ -109,18 +106,23 @@ def legrad(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return grid.to_pixels(total[:, num_prefix_tokens:])
 
 
+@torch.inference_mode(False)
 def gradcam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al., 2017): the last map, its channels weighted by their mean gradient, and rectified.
 
-    Of a vision transformer the map is what enters the last block's attention: behind it the class score depends on no
-    other token than the class token.
+    Of a vision transformer the map is what `norm1` of the last block returns, in a pre-norm block what enters its
+    attention: behind that the score of a network that reads its class token depends on no other token.
+
+    Raises:
+        UserError: the network tells no map, or runs its last one not once.
     """
-    net: Any = model
-    blocks = list(getattr(net, "blocks", ()))
-    last = blocks[-1].norm1 if blocks and hasattr(blocks[-1], "norm1") else last_map(model)
+    last = last_map(model)
     kept: list[Tensor] = []
+    images, labels = images.detach().clone(), labels.clone()  # which may have been made in inference mode
     with torch.enable_grad(), _hooked(last.register_forward_hook(lambda _, __, found: kept.append(found))):
-        logits = model(images.detach().requires_grad_())
+        logits = model(images.requires_grad_())
+    if len(kept) != 1:
+        raise UserError(f"{type(model).__name__} runs its last map {len(kept)} times: Grad-CAM needs it once.")
     (activation,) = kept
     (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), activation)
     size = images.shape[-2], images.shape[-1]
@@ -130,7 +132,8 @@ def gradcam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Integrated gradients (Sundararajan et al., 2017) from the mean colour to the image; what is above zero.
+    """Integrated gradients (Sundararajan et al., 2017) from the data's mean colour to the image; the part
+    above zero.
 
     captum computes them.
 
@@ -144,7 +147,8 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Te
 
 @torch.no_grad()
 def occlusion(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Occlusion (Zeiler & Fergus, 2014): what the class score loses while a window of mean colour covers the pixel.
+    """Occlusion (Zeiler & Fergus, 2014): what the class score loses while a window of the data's mean
+    colour covers the pixel.
 
     captum computes it.
 
@@ -178,50 +182,46 @@ def random_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(maps).clamp(min=0).to(images.device)
 
 
-@dataclass(frozen=True)
-class Explained:
-    """A method by which `visualize` explains a class score.
-
-    Attributes:
-        about: what it shows, in a sentence.
-        is_cheap: whether it costs no more than a few forwards, so that it runs without being asked for.
-        takes_attention: whether it takes the attention of a forward as `recorded`.
-    """
-
-    run: Method
-    about: str
-    is_cheap: bool = True
-    takes_attention: bool = False
-
-
-METHODS = {
-    "rollout": Explained(
-        rollout, "Attention, followed back through the backbone. It knows nothing of the class.", takes_attention=True
-    ),
-    "rollout-pixels": Explained(
-        rollout_to_pixels,
-        "Attention, followed back through backbone, token transformers and soft splits to the pixels.",
-        takes_attention=True,
-    ),
-    "legrad": Explained(legrad, "Attention weights that would raise the class score, of all layers."),
-    "gradcam": Explained(gradcam, "Channels of the last map that would raise the class score, where they are active."),
-    "integrated-gradients": Explained(
-        integrated_gradients, "Gradients at the pixels, on the way from the mean colour to the image.", is_cheap=False
-    ),
-    "occlusion": Explained(occlusion, "What the class score loses while a window covers the pixel.", is_cheap=False),
-}
-
-
 def last_map(model: nn.Module) -> nn.Module:
-    """The module whose output timm calls the last feature map.
+    """The module whose output Grad-CAM looks at: `norm1` of the last block, or else timm's last feature map.
 
     Raises:
         UserError: the network tells none.
     """
-    info = getattr(model, "feature_info", None)
+    blocks: Any = list(getattr(model, "blocks", ()))
+    if blocks and hasattr(blocks[-1], "norm1"):
+        return blocks[-1].norm1
+    info: Any = getattr(model, "feature_info", None)
     if not info:
         raise UserError(f"{type(model).__name__} does not tell its feature maps.")
     return model.get_submodule(info[-1]["module"])
+
+
+def _need_attention(model: nn.Module) -> None:
+    with record_attention(model):
+        pass
+
+
+def _need_soft_splits(model: nn.Module) -> tuple[Split, ...]:
+    if not isinstance(model, T2TViT):
+        raise UserError(f"{type(model).__name__} has no soft splits: rollout ends at its patches.")
+    return model.tokens_to_token.splits
+
+
+def _need_readable_blocks(model: nn.Module) -> list[Any]:
+    """The blocks, where the head can read from the output of each."""
+    blocks: list[Any] = [
+        block for block in getattr(model, "blocks", ()) if hasattr(getattr(block, "attn", None), "fused_attn")
+    ]
+    if not blocks or getattr(model, "norm", None) is None or not hasattr(model, "forward_head"):
+        raise UserError(f"{type(model).__name__} has no blocks with attention, from whose outputs the head could read.")
+    if len({block.norm1.weight.numel() for block in blocks}) > 1:
+        raise UserError("The blocks of this network differ in width: its head can read from the last one only.")
+    return blocks
+
+
+def _need_captum(model: nn.Module) -> None:
+    _captum()
 
 
 def _grid_of_tokens(model: nn.Module, images: Tensor) -> Grid:
@@ -240,8 +240,13 @@ def _roll(model: nn.Module, images: Tensor, recorded: Recorded) -> Tensor:
     size = (images.shape[-2], images.shape[-1])
     grid, num_prefix_tokens = tokens_of(model, names[-1], size, recorded[names[-1]])
     relevance = torch.zeros(len(images), num_prefix_tokens + grid.height * grid.width, device=images.device)
-    if getattr(model, "global_pool", "token") == "token" and num_prefix_tokens:
-        relevance[:, 0] = 1
+    pool, num_read = getattr(model, "global_pool", "token"), num_class_tokens(model)
+    if pool == "map":
+        raise UserError(
+            "The head of this network weights its tokens by attention of its own: rollout would leave it out."
+        )
+    if pool == "token" and num_read:
+        relevance[:, :num_read] = 1 / num_read  # a distilled network's two heads are averaged
     else:
         relevance[:, num_prefix_tokens:] = 1 / (grid.height * grid.width)
     for name in reversed(names):
@@ -279,3 +284,63 @@ def _captum() -> Any:
             "integrated-gradients and occlusion need captum, which is not installed: pip install 't2t-vit[explain]'."
         ) from None
     return captum.attr
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A method by which `visualize` explains a class score.
+
+    Attributes:
+        need: raises `UserError` for a network that the method does not fit.
+        about: what it shows, in a sentence.
+        is_cheap: whether it costs no more than a few forwards, so that it runs without being asked for.
+        takes_attention: whether it takes the attention of a forward as `recorded`.
+    """
+
+    run: Method
+    need: Callable[[nn.Module], Any]
+    about: str
+    is_cheap: bool = True
+    takes_attention: bool = False
+
+
+METHODS = {
+    "rollout": Explained(
+        rollout,
+        _need_attention,
+        "Attention, followed back through the backbone. It knows nothing of the class.",
+        takes_attention=True,
+    ),
+    "rollout-pixels": Explained(
+        rollout_to_pixels,
+        _need_soft_splits,
+        "Attention, followed back through backbone, token transformers and soft splits to the pixels.",
+        takes_attention=True,
+    ),
+    "legrad": Explained(
+        legrad, _need_readable_blocks, "Attention weights that would raise the class score, of all layers."
+    ),
+    "gradcam": Explained(
+        gradcam, last_map, "Channels of the last map that would raise the class score, where they are active."
+    ),
+    "integrated-gradients": Explained(
+        integrated_gradients,
+        _need_captum,
+        "Gradients at the pixels, on the way from the data's mean colour to the image.",
+        is_cheap=False,
+    ),
+    "occlusion": Explained(
+        occlusion, _need_captum, "What the class score loses while a window covers the pixel.", is_cheap=False
+    ),
+}
+
+
+def reasons_against(model: nn.Module, methods: Iterable[str]) -> dict[str, str]:
+    """Why some of the methods do not fit a network, by their names."""
+    reasons = {}
+    for name in methods:
+        try:
+            METHODS[name].need(model)
+        except UserError as error:
+            reasons[name] = str(error)
+    return reasons

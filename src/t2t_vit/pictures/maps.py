@@ -9,6 +9,7 @@ from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from t2t_vit.insight.components import ColouredTokens
+from t2t_vit.insight.geometry import Grid
 from t2t_vit.insight.receptive import ReceptiveField
 from t2t_vit.pictures.colours import LIGHT
 
@@ -36,17 +37,21 @@ def picture_tile(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, resampling))
 
 
-def channel_tile(values: Tensor, size: tuple[int, int]) -> np.ndarray:
+def channel_tile(values: Tensor, grid: Grid, size: tuple[int, int]) -> np.ndarray:
     """A channel, (h, w), in grey, from its least to its largest value."""
     low, high = float(values.min()), float(values.max())
     grey = ((values - low) / max(high - low, 1e-12) * 255).round().byte().numpy()
-    return np.repeat(_enlarged(grey, size)[..., None], 3, axis=2)
+    return np.repeat(_placed(grey, grid, size)[..., None], 3, axis=2)
 
 
-def heat_tile(values: Tensor, size: tuple[int, int], *, low: float, high: float) -> np.ndarray:
+def heat_tile(values: Tensor, grid: Grid, size: tuple[int, int], *, low: float, high: float) -> np.ndarray:
     """Values, (h, w), as colours, from `low` to `high`."""
+    return _placed(_heat(values, low=low, high=high), grid, size)
+
+
+def _heat(values: Tensor, *, low: float, high: float) -> np.ndarray:
     shares = ((values.numpy() - low) / max(high - low, 1e-12)).clip(0, 1)
-    return _enlarged((colormaps[HEAT](shares)[..., :3] * 255).round().astype(np.uint8), size)
+    return (colormaps[HEAT](shares)[..., :3] * 255).round().astype(np.uint8)
 
 
 def overlay_tile(image: np.ndarray, relevance: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -80,16 +85,16 @@ def field_tile(field: ReceptiveField, size: tuple[int, int]) -> np.ndarray:
     """The energy of a token's gradient, from FAINTEST of the largest on in powers of ten, and the token's patch."""
     energy = field.energy.cpu()
     powers = (energy / energy.max()).clamp(min=FAINTEST).log10()
-    heat = heat_tile(powers, (energy.shape[1], energy.shape[0]), low=math.log10(FAINTEST), high=0)
+    heat = _heat(powers, low=math.log10(FAINTEST), high=0)
     tile, draw, scale = _canvas(heat, size)
     _frame(draw, field.patch, scale, PATCH, 2)
     return np.asarray(tile)
 
 
-def coloured_tile(image: np.ndarray, tokens: ColouredTokens, size: tuple[int, int]) -> np.ndarray:
+def coloured_tile(image: np.ndarray, tokens: ColouredTokens, grid: Grid, size: tuple[int, int]) -> np.ndarray:
     """Tokens in their colours, and the image in dark grey where they are background."""
-    colours = _enlarged((tokens.colours * 255).round().astype(np.uint8), size).astype(np.float32)
-    foreground = _enlarged(tokens.foreground.astype(np.uint8), size)[..., None]
+    colours = _placed((tokens.colours * 255).round().astype(np.uint8), grid, size).astype(np.float32)
+    foreground = _placed(tokens.foreground.astype(np.uint8), grid, size)[..., None]
     grey = picture_tile(image, size).astype(np.float32).mean(axis=2, keepdims=True).repeat(3, axis=2)
     return np.where(foreground, colours, 0.35 * grey).round().astype(np.uint8)
 
@@ -107,9 +112,10 @@ def mark_pixel(tile: np.ndarray, pixel: tuple[int, int], image_size: tuple[int, 
     return np.asarray(marked)
 
 
-def _enlarged(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    resampling = Image.Resampling.NEAREST if size[0] >= values.shape[1] else Image.Resampling.BOX
-    return np.asarray(Image.fromarray(values).resize(size, resampling))
+def _placed(values: np.ndarray, grid: Grid, size: tuple[int, int]) -> np.ndarray:
+    """Values of a grid's cells, (h, w) or (h, w, 3), as a tile: each pixel has the cell whose centre is the nearest."""
+    rows, columns = grid.nearest(size[1], size[0])
+    return values[rows.numpy()[:, None], columns.numpy()]
 
 
 def _canvas(image: np.ndarray, size: tuple[int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw, float]:

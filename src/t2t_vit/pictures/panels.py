@@ -10,7 +10,8 @@ from PIL import Image
 
 from t2t_vit.insight.components import ColouredTokens
 from t2t_vit.insight.examination import Examination
-from t2t_vit.insight.features import OUTLIER_TIMES, LayerLook
+from t2t_vit.insight.features import OUTLIER_TIMES, LayerStatistics
+from t2t_vit.insight.geometry import Grid
 from t2t_vit.insight.relevance import METHODS
 from t2t_vit.pictures.html import Tile, data_address
 from t2t_vit.pictures.maps import (
@@ -76,21 +77,21 @@ class Panel:
 def overview_panel(found: Examination, name: str) -> Panel:
     """What stands out to a network from its first layers to its last, and where the class score comes from."""
     size = tile_size(found.image, LARGE_PX)
-    layers = [*found.looks]
+    layers = [*found.statistics]
     early = [layer for layer in layers if layer.startswith("tokens_to_token")] or layers[:1]
     tiles, captions = [picture_tile(found.image, size)], [f"{found.answer[0]}, {100 * found.answer[1]:.0f} %"]
     for layer in dict.fromkeys([*early, layers[-1]]):
-        standout = found.looks[layer].standout[0].cpu()
+        standout = found.statistics[layer].standout[0].cpu()
         high = float(np.percentile(standout, TOP_PERCENT))
-        tiles.append(heat_tile(standout, size, low=float(standout.min()), high=high))
+        tiles.append(heat_tile(standout, found.statistics[layer].grid, size, low=float(standout.min()), high=high))
         captions.append(STAGES.get(layer, f"after {layer}"))
     for method in [method for method in ("gradcam", *found.relevance) if method in found.relevance][:1]:
         tiles.append(overlay_tile(found.image, found.relevance[method], size))
         captions.append(method)
     about = (
         "Bright is a token that differs from the image's others: how far it is from the mean token, in standard "
-        "deviations of each channel. Follow edges and lines from layer to layer: what is dark all over is lost. On the "
-        "right, where the class score comes from. What stands out need not matter to the answer."
+        "deviations of each channel. Follow edges and lines from layer to layer: what is dark all over is lost. Last, "
+        "if a method fits the network, where the class score comes from. What stands out need not matter to the answer."
     )
     return Panel(name, "What stands out", about, tiles, captions, columns=len(tiles))
 
@@ -101,11 +102,11 @@ def feature_panel(found: Examination, channels: int, name: str) -> Panel:
     tiles: list[np.ndarray] = []
     captions, framed = [], set()
     for layer, features in found.features.items():
-        invalid = LayerLook.of(features).invalid[0]
+        invalid = LayerStatistics.of(features).invalid[0]
         for channel in _evenly_spaced(features.maps.shape[1], channels):
             if invalid[channel]:
                 framed.add(len(tiles))
-            tiles.append(channel_tile(features.maps[0, channel], size))
+            tiles.append(channel_tile(features.maps[0, channel], features.grid, size))
             captions.append(f"{_short(layer)} · {channel}")
     about = (
         "Look for edges and lines of the image in the first layers, and for framed channels: these are near zero or "
@@ -127,9 +128,9 @@ def token_panel(found: Examination, name: str) -> Panel:
     about = (
         "Above: the patch of one token after each soft split (blue), the patches of its neighbours, which overlap it "
         "(orange), and the centres of all tokens where they fit. Below: how strongly each pixel moves that token, "
-        "measured by the squared gradient of this network on this image; each step in brightness is a power of ten, "
-        "down to a millionth of the largest. Token transformers look at the whole image: the share inside the patch "
-        "says how far a token still is its patch. It says nothing of the blocks that follow."
+        "measured by the squared gradient of this network on this image; brightness is its logarithm, "
+        "down to a millionth of the largest. The share inside the patch says how far a token still is its patch, since "
+        "token transformers look at the whole image. It says nothing of the blocks that follow."
     )
     return Panel(name, "Tokens", about, [*splits, *energies], [*captions, *shares], columns=max(1, len(found.fields)))
 
@@ -145,9 +146,9 @@ def attention_panel(found: Examination, name: str) -> Panel:
             tiles.append(mark_pixel(tile, found.pixel, image_size) if row.of_pixel else tile)
             captions.append(f"{_short(layer)} · {head}")
     about = (
-        "Bright is where a query looks: in the backbone the class token, in a token transformer the patch at the "
-        "cross. Each tile is bright from its own least to its own largest weight. Attention shows what is mixed, not "
-        "what the answer depends on."
+        "Bright is where a query looks: the patch at the cross, or without a cross the class token. Each tile is "
+        "bright from its own least to its own largest weight. Attention shows what is mixed, not what the answer "
+        "depends on."
     )
     return Panel(name, "Attention", about, tiles, captions)
 
@@ -174,29 +175,33 @@ def norm_panel(found: Examination, name: str) -> Panel:
     size = tile_size(found.image, SMALL_PX)
     tiles: list[np.ndarray] = []
     captions, framed = [], set()
-    for layer, look in found.looks.items():
-        norms = look.norms[0].cpu()
+    for layer, measured in found.statistics.items():
+        norms = measured.norms[0].cpu()
         median = float(norms.median())
         if float(norms.max()) > OUTLIER_TIMES * median:
             framed.add(len(tiles))
-        tiles.append(heat_tile(norms, size, low=0, high=max(2 * median, float(norms.max()))))
+        tiles.append(heat_tile(norms, measured.grid, size, low=0, high=max(2 * median, float(norms.max()))))
         captions.append(f"{_short(layer)} · {float(norms.max()) / max(median, 1e-12):.1f} x")
     about = (
-        "The norm of each patch's token, dark from zero. Below a tile: the largest over the median. Framed are layers "
-        f"with a token above {OUTLIER_TIMES:g} times the median: such tokens mostly lie where nothing is, and spoil "
-        "attention maps (Darcet et al., 2024)."
+        "The norm of each token, or of each cell of a map, dark from zero. Below a tile: the largest over the median. "
+        f"Framed are layers with a token above {OUTLIER_TIMES:g} times the median: in vision transformers such tokens "
+        "mostly lie where nothing is, and spoil attention maps (Darcet et al., 2024)."
     )
     return Panel(name, "Norms of the tokens", about, tiles, captions, framed=frozenset(framed))
 
 
 def component_panel(
-    images: Mapping[str, np.ndarray], coloured: Sequence[ColouredTokens], shares: Sequence[float], name: str
+    images: Mapping[str, np.ndarray],
+    coloured: Sequence[ColouredTokens],
+    shares: Sequence[float],
+    grid: Grid,
+    name: str,
 ) -> Panel:
     """Each image beside its tokens in colours."""
     size = tile_size(next(iter(images.values())), LARGE_PX if len(images) < 4 else SMALL_PX)
     tiles, captions = [], []
     for (image_name, image), tokens in zip(images.items(), coloured, strict=True):
-        tiles += [picture_tile(image, size), coloured_tile(image, tokens, size)]
+        tiles += [picture_tile(image, size), coloured_tile(image, tokens, grid, size)]
         captions += [image_name, f"{100 * tokens.foreground.mean():.0f} % front"]
     explained = " ".join(f"{100 * share:.0f} %" for share in shares)
     about = (
@@ -214,7 +219,7 @@ def save_numbers(found: Examination, path: Path) -> None:
         **{f"relevance/{method}": values.float().numpy() for method, values in found.relevance.items()},
         **{f"attention/{layer}": row.heads.float().numpy() for layer, row in found.attention.items()},
         **{f"energy/{field.name}": field.energy.cpu().numpy() for field in found.fields},
-        **{f"norms/{layer}": look.norms[0].cpu().numpy() for layer, look in found.looks.items()},
+        **{f"norms/{layer}": measured.norms[0].cpu().numpy() for layer, measured in found.statistics.items()},
     }
     with whole_file(path) as file:
         np.savez_compressed(file, **arrays)

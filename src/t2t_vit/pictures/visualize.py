@@ -1,13 +1,14 @@
 """The command `visualize`: what networks see in images, as PNG files, numbers, and one page."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2t_vit.data.loading import Batch
 from t2t_vit.errors import UserError
@@ -17,10 +18,11 @@ from t2t_vit.insight.components import colour_tokens
 from t2t_vit.insight.config import VisualizeConfig
 from t2t_vit.insight.examination import Examination, Plan, examine, make_plan
 from t2t_vit.insight.faithfulness import Faithfulness, measure_faithfulness
-from t2t_vit.insight.features import LayerHealth, layer_health
-from t2t_vit.insight.relevance import METHODS
+from t2t_vit.insight.features import LEAST_SHARE, LayerHealth, layer_health
+from t2t_vit.insight.relevance import METHODS, reasons_against
 from t2t_vit.models.factory import create_model
 from t2t_vit.models.preprocessing import data_config_of
+from t2t_vit.models.t2t_vit import T2TViT
 from t2t_vit.pictures.html import render
 from t2t_vit.pictures.layers import CHARTS, layers_figure, layers_svg
 from t2t_vit.pictures.panels import (
@@ -127,7 +129,7 @@ def _look(
             story.unreadable |= dict.fromkeys(batch.unreadable)
             if len(batch.images):
                 number, name = len(found) + 1, Path(str(paths[int(batch.indices[0])])).name
-                one = examine(subject.predictor, batch.images, subject.plan)
+                one = _examine(subject, batch.images)
                 story.sections.append(_section(subject, one, name, config, output, number=number))
                 found[f"{number} {name}"] = replace(one, features={})  # drawn, and large
                 batches.append(batch.images)
@@ -135,11 +137,12 @@ def _look(
     if not found:
         return
     story.layers[subject.name] = [
-        layer_health(subject.name, layer, [one.looks[layer] for one in found.values()]) for layer in subject.plan.judged
+        layer_health(subject.name, layer, [one.statistics[layer] for one in found.values()])
+        for layer in subject.plan.measured
     ]
     story.sections.append(_together(subject, found, output))
     if config.faithfulness:
-        story.scores += _scores(subject, batches, display)
+        story.scores += _scores(subject, batches, next(iter(found.values())).relevance, display)
 
 
 def _subjects(config: VisualizeConfig) -> list[Subject]:
@@ -147,20 +150,11 @@ def _subjects(config: VisualizeConfig) -> list[Subject]:
     predictors: dict[str, Predictor] = {}
     for path in config.checkpoint:
         predictor = Predictor(path, device=config.device, background=config.background, img_size=config.img_size)
-        name = str(predictor.checkpoint.model or type(predictor.network).__name__)
-        predictors[name if name not in predictors else f"{name} ({path})"] = predictor
+        predictors[_unused(str(predictor.checkpoint.model or type(predictor.network).__name__), predictors)] = predictor
     for name in config.model:
-        try:
-            network = create_model(name, pretrained=config.pretrained, img_size=config.img_size)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"The weights of {name} could not be had: {error}. "
-                "Give --checkpoint, or --no-pretrained for random ones."
-            ) from error
+        network = _create(name, config)
         known = data_config_of(network, img_size=config.img_size)
-        predictors[name] = Predictor(
+        predictors[_unused(name, predictors)] = Predictor(
             network.eval(), device=config.device, background=config.background, data_config=known
         )
     subjects = []
@@ -169,7 +163,33 @@ def _subjects(config: VisualizeConfig) -> list[Subject]:
             predictor, layers=config.layers, methods=config.methods, label=config.label, pixel=config.pixel
         )
         subjects.append(Subject(name, predictor, plan))
+    if config.methods:
+        against = [reasons_against(subject.predictor.network, config.methods) for subject in subjects]
+        if all(len(reasons) == len(set(config.methods)) for reasons in against):
+            raise UserError(" ".join(dict.fromkeys(reason for reasons in against for reason in reasons.values())))
     return subjects
+
+
+def _unused(name: str, used: Collection[str]) -> str:
+    """The name, with a number behind it if it is used already."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in used else next(other for other in numbered if other not in used)
+
+
+def _create(name: str, config: VisualizeConfig) -> nn.Module:
+    """A network by its name, with its released weights if these are asked for."""
+    try:
+        network = create_model(name, pretrained=config.pretrained, img_size=config.img_size)
+    except UserError:
+        raise
+    except Exception as error:
+        advice = " Give --checkpoint, or --no-pretrained for random weights." if config.pretrained else ""
+        raise UserError(f"{name} could not be made: {error}.{advice}") from error
+    if network.num_classes == 0:
+        raise UserError(
+            f"{name} has no classifier, whose answer could be explained: give --checkpoint of one that has."
+        )
+    return network
 
 
 def _load(predictor: Predictor, paths: Sequence[Any]) -> Iterator[Batch]:
@@ -179,12 +199,26 @@ def _load(predictor: Predictor, paths: Sequence[Any]) -> Iterator[Batch]:
     )
 
 
+def _examine(subject: Subject, images: Tensor) -> Examination:
+    """`examine`; where a network of timm is built otherwise than is known here, a `UserError` says so."""
+    try:
+        return examine(subject.predictor, images, subject.plan)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(subject.predictor.network, T2TViT):
+            raise
+        height, width = subject.predictor.data_config["input_size"][1:]
+        raise UserError(
+            f"{subject.name} at {width} x {height} pixels is built otherwise than visualize knows, or cannot take this "
+            f"size: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _section(
     subject: Subject, found: Examination, image: str, config: VisualizeConfig, output: Path, *, number: int
 ) -> Section:
     """Draws what was found of one image, and writes it."""
-    if config.methods and not found.relevance:
-        raise UserError(" ".join(found.reasons.values()))
     stem = f"{number:02}-{_file_name(image)}-{_file_name(subject.name)}"
     panels = [overview_panel(found, f"{stem}-overview"), relevance_panel(found, f"{stem}-relevance")]
     if found.fields:
@@ -204,12 +238,15 @@ def _together(subject: Subject, found: Mapping[str, Examination], output: Path) 
     """Draws what was found over all images, by their names."""
     coloured, shares = colour_tokens([one.last for one in found.values()])
     images = {name: one.image for name, one in found.items()}
-    panel = component_panel(images, coloured, shares, f"all-{_file_name(subject.name)}-colours")
+    grid = next(iter(found.values())).statistics[subject.plan.measured[-1]].grid
+    panel = component_panel(images, coloured, shares, grid, f"all-{_file_name(subject.name)}-colours")
     panel.save(output)
     return Section(TOGETHER, f"All images in {subject.name}", "", [panel])
 
 
-def _scores(subject: Subject, batches: Sequence[Tensor], display: Display) -> list[Faithfulness]:
+def _scores(
+    subject: Subject, batches: Sequence[Tensor], fitting: Iterable[str], display: Display
+) -> list[Faithfulness]:
     """Measures the methods that fit the network, for what it says of the images."""
     predictor = subject.predictor
     images = torch.cat([predictor.normalize(batch) for batch in batches])
@@ -217,13 +254,7 @@ def _scores(subject: Subject, batches: Sequence[Tensor], display: Display) -> li
         labels = predictor.network(images).argmax(dim=1)
     if subject.plan.label is not None:
         labels = torch.full_like(labels, subject.plan.label)
-    methods = {}
-    for name in subject.plan.methods:
-        try:
-            METHODS[name].run(predictor.network, images[:1], labels[:1])
-        except UserError:
-            continue  # the page tells why
-        methods[name] = METHODS[name].run
+    methods = {name: METHODS[name].run for name in fitting}
     with display.steps(f"faithfulness of {subject.name}", len(methods) + 1) as steps:
         return measure_faithfulness(
             predictor.network, images, labels, methods, model_name=subject.name, each=steps.advance
@@ -244,7 +275,7 @@ def print_scores(scores: Sequence[Faithfulness]) -> None:
 def _cells(row: Faithfulness) -> list[str]:
     """A row's scores with their intervals."""
     cells = [
-        f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        f"{mean:.3f}" if low is None else f"{mean:.3f} ({low:.3f} to {high:.3f})"
         for mean, low, high in (
             (row.deletion, row.deletion_low, row.deletion_high),
             (row.insertion, row.insertion_low, row.insertion_high),
@@ -274,6 +305,7 @@ def _page(subjects: Sequence[Subject], story: Story) -> str:
         sections=shown,
         charts={title: layers_svg(title, story.layers) for title in CHARTS},
         layers=story.layers,
+        least_percent=100 * LEAST_SHARE,
         scores=[(row.model, row.method, *_cells(row)) for row in story.scores],
     )
 
