@@ -47,7 +47,7 @@ def write_crops(output: Path, *, num_train: int, num_val: int, side: int) -> Non
                 crop.save(folder / f"{number:03}.png")
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--train", type=int, default=60, help="crops of a photograph to train on")
@@ -56,3 +56,7 @@ if __name__ == "__main__":
     words = parser.parse_args()
     write_crops(words.output, num_train=words.train, num_val=words.val, side=words.side)
     print(f"{words.output}: {len(FILES) + len(SAMPLES)} classes, {words.train} and {words.val} crops each")
+
+
+if __name__ == "__main__":
+    main()
