@@ -179,6 +179,13 @@ def test_attention_too_large_leaves_the_other_pictures(images, tmp_path, monkeyp
     assert [*(tmp_path / "out").glob("*-features.png")]
 
 
+def test_windows_are_no_attention_to_the_image(images, tmp_path):
+    words = ["--model", "swin_tiny_patch4_window7_224", "--no-pretrained", "--img-size", "56", "--methods", "gradcam"]
+    assert visualize(images / "a.png", *words, "--output", tmp_path / "out") == 0
+    assert "SwinTransformer attends within windows" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert not [*(tmp_path / "out").glob("*-attention.png")]
+
+
 def test_cells_are_drawn_where_their_tokens_are(tmp_path):
     import torch
 

@@ -173,6 +173,9 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
     probabilities = predictor.probabilities(logits)[0]
     best = int(probabilities.argmax())
     label = best if plan.label is None else plan.label
+    attention = _attention(model, recorded, plan, pixel, size)
+    if recorded and not attention:
+        reasons["attention"] = f"{type(model).__name__} attends within windows: no query looks at the whole image."
     relevance, labels = {}, torch.tensor([label], device=image.device)
     for name in (name for name in plan.methods if name not in reasons):
         method = METHODS[name]
@@ -189,7 +192,7 @@ def examine(predictor: Predictor, pixels: Tensor, plan: Plan) -> Examination:
         features={layer: Features(found[layer].maps.cpu(), found[layer].grid) for layer in plan.layers},
         last=found[plan.measured[-1]].maps[0].cpu(),
         statistics={layer: LayerStatistics.of(found[layer]) for layer in plan.measured},
-        attention=_attention(model, recorded, plan, pixel, size),
+        attention=attention,
         relevance=relevance,
         reasons=reasons,
         fields=receptive_fields(model, image, pixel) if isinstance(model, T2TViT) else [],
