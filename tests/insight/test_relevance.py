@@ -38,15 +38,21 @@ IMAGES = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([3, 1])
 
 
+def _product(maps: dict[str, Tensor], num_tokens: int) -> Tensor:
+    """The product of (A + I) / 2 over the backbone's layers, A averaged over the heads: (B, N, N)."""
+    product = torch.eye(num_tokens).expand(2, num_tokens, num_tokens)
+    for layer, weights in maps.items():
+        if layer.startswith("blocks"):
+            product = (weights.mean(dim=1) + torch.eye(num_tokens)) / 2 @ product
+    return product
+
+
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_dense", "vit_tiny_patch16_224"])
 def test_rollout_is_a_product_of_matrices(name: str):
     model = _network(name)
     with torch.no_grad(), capture_attention(model) as maps:
         model(IMAGES)
-    product = torch.eye(7).expand(2, 7, 7)
-    for layer, weights in maps.items():
-        if layer.startswith("blocks"):
-            product = (weights.mean(dim=1) + torch.eye(7)) / 2 @ product
+    product = _product(maps, 7)
     grid = Grid.spread((2, 3), SIZE) if "patch16" in name else Grid.after(((7, 4, 2), (3, 2, 1), (3, 2, 1)), SIZE)
     torch.testing.assert_close(rollout(model, IMAGES, LABELS), grid.to_pixels(product[:, 0, 1:]))
 
@@ -55,10 +61,7 @@ def test_rollout_of_averaged_tokens_begins_with_all():
     model = _network("t2t_vit_7", global_pool="avg")
     with torch.no_grad(), capture_attention(model) as maps:
         model(IMAGES)
-    product = torch.eye(7).expand(2, 7, 7)
-    for layer, weights in maps.items():
-        if layer.startswith("blocks"):
-            product = (weights.mean(dim=1) + torch.eye(7)) / 2 @ product
+    product = _product(maps, 7)
     expected = Grid.after(((7, 4, 2), (3, 2, 1), (3, 2, 1)), SIZE).to_pixels(product[:, 1:, 1:].mean(dim=1))
     torch.testing.assert_close(rollout(model, IMAGES, LABELS), expected)
 
@@ -68,10 +71,7 @@ def test_rollout_to_pixels_is_the_product_with_all_matrices(name: str):
     model = _network(name)
     with torch.no_grad(), capture_attention(model) as maps:
         model(IMAGES)
-    product = torch.eye(7).expand(2, 7, 7)
-    for layer, weights in maps.items():
-        if layer.startswith("blocks"):
-            product = (weights.mean(dim=1) + torch.eye(7)) / 2 @ product
+    product = _product(maps, 7)
     relevance = product[:, 0, 1:]
     sizes = [SIZE, (8, 12), (4, 6)]
     for number in (2, 1, 0):
@@ -210,9 +210,7 @@ def test_rollout_of_a_distilled_network_begins_with_both_its_tokens():
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, img_size=SIZE).eval()
     with torch.no_grad(), capture_attention(model) as maps:
         model(IMAGES)
-    product = torch.eye(8).expand(2, 8, 8)
-    for weights in maps.values():
-        product = (weights.mean(dim=1) + torch.eye(8)) / 2 @ product
+    product = _product(maps, 8)
     expected = Grid.spread((2, 3), SIZE).to_pixels(product[:, :2, 2:].mean(dim=1))
     torch.testing.assert_close(rollout(model, IMAGES, LABELS), expected)
 

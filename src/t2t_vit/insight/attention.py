@@ -173,12 +173,8 @@ def capture_attention(model: nn.Module, *, queries: Sequence[Query] | None = Non
         if places:
             maps[name] = found.rows(places)
 
-    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        with _watched(model, keep):
-            yield maps
-    finally:
-        handle.remove()
+    with model.register_forward_pre_hook(begin, with_kwargs=True), _watched(model, keep):
+        yield maps
 
 
 @contextlib.contextmanager
@@ -318,16 +314,11 @@ def stored_weights(module: Any, keep: Callable[[Tensor], None]) -> Iterator[None
 
     was_fused = module.fused_attn
     module.fused_attn = False
-    handles = [
-        module.register_forward_pre_hook(before),
-        module.attn_drop.register_forward_pre_hook(weights_pass),
-    ]
     try:
-        yield
+        with module.register_forward_pre_hook(before), module.attn_drop.register_forward_pre_hook(weights_pass):
+            yield
     finally:
         module.fused_attn = was_fused
-        for registered in handles:
-            registered.remove()
 
 
 def _keep_performer(keep: Keep, name: str, mixer: PerformerMixer, q: Tensor, k: Tensor) -> None:

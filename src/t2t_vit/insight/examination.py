@@ -216,11 +216,13 @@ def _attention(
     return rows
 
 
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """So many of the numbers from 0 to total - 1, or all, evenly spaced, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total)).tolist()})
+
+
 def _evenly(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """So many of the names, evenly spaced, the first and the last among them."""
-    if len(names) <= count:
-        return tuple(names)
-    return tuple(names[round(place * (len(names) - 1) / (count - 1))] for place in range(count))
+    return tuple(names[place] for place in evenly_spaced(len(names), count))
 
 
 def _picture(pixels: Tensor) -> np.ndarray:

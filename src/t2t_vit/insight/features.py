@@ -183,7 +183,7 @@ def capture_features(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[s
         image_size = (images.shape[-2], images.shape[-1])
 
     with contextlib.ExitStack() as stack:
-        handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+        stack.enter_context(model.register_forward_pre_hook(begin, with_kwargs=True))
         for layer in layers:
 
             def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor, layer: str = layer) -> None:
@@ -191,9 +191,7 @@ def capture_features(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[s
                     raise UserError(f"{layer} returns a {type(output).__name__} and no map: choose another layer.")
                 found[layer] = Features(*to_maps(model, output.detach().float(), image_size, layer=layer))
 
-            handles.append(modules[layer].register_forward_hook(keep))
-        for handle in handles:
-            stack.callback(handle.remove)
+            stack.enter_context(modules[layer].register_forward_hook(keep))
         yield found
 
 

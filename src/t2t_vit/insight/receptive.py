@@ -1,9 +1,11 @@
 """What a token of the T2T module is made of: by geometry, and by the gradient that was measured."""
 
+import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2t_vit.insight.geometry import Grid
 from t2t_vit.models.t2t_vit import T2TViT
@@ -64,20 +66,16 @@ def receptive_fields(model: T2TViT, image: Tensor, pixel: tuple[int, int]) -> li
     module, size = model.tokens_to_token, (image.shape[-2], image.shape[-1])
     names = [name for name, _ in module.named_children()]  # in the order of the splits, in each kind of tokens
     outputs: dict[str, Tensor] = {}
-    handles = [
-        child.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output))
-        for name, child in module.named_children()
-        if not (isinstance(module, TokensToToken) and name == "project")  # which is a linear layer that is not called
-    ]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for name, child in module.named_children():
+            if not (isinstance(module, TokensToToken) and name == "project"):  # a linear layer that is not called
+                keep = partial(_keep_output, outputs, name)
+                stack.enter_context(child.register_forward_hook(keep))
+        pixels = image.detach().requires_grad_()
+        outputs[names[-1]] = module(pixels)
     generator = torch.Generator().manual_seed(0)
     fields = []
-    try:
-        with torch.enable_grad():
-            pixels = image.detach().requires_grad_()
-            outputs[names[-1]] = module(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
     for number, name in enumerate(names, start=1):
         grid = Grid.after(module.splits[:number], size)
         token = grid.token_at(*pixel)
@@ -90,3 +88,7 @@ def receptive_fields(model: T2TViT, image: Tensor, pixel: tuple[int, int]) -> li
             energy += gradient[0].square().sum(dim=0)
         fields.append(ReceptiveField(f"tokens_to_token.{name}", grid, token, energy / energy.sum()))
     return fields
+
+
+def _keep_output(outputs: dict[str, Tensor], name: str, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    outputs[name] = output

@@ -6,7 +6,7 @@ relevance of every pixel, (B, H, W), float32, none below zero. `faithfulness` me
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,8 @@ def legrad(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         stack.enter_context(torch.enable_grad())
         for block in blocks:
             stack.enter_context(stored_weights(block.attn, weights.append))
-            stack.enter_context(_hooked(block.register_forward_pre_hook(begin)))
-            stack.enter_context(_hooked(block.register_forward_hook(add)))
+            stack.enter_context(block.register_forward_pre_hook(begin))
+            stack.enter_context(block.register_forward_hook(add))
         model(images)
     return grid.to_pixels(total[:, num_prefix_tokens:])
 
@@ -119,7 +119,7 @@ def gradcam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     last = last_map(model)
     kept: list[Tensor] = []
     images, labels = images.detach().clone(), labels.clone()  # which may have been made in inference mode
-    with torch.enable_grad(), _hooked(last.register_forward_hook(lambda _, __, found: kept.append(found))):
+    with torch.enable_grad(), last.register_forward_hook(lambda _, __, found: kept.append(found)):
         logits = model(images.requires_grad_())
     if len(kept) != 1:
         raise UserError(f"{type(model).__name__} runs its last map {len(kept)} times: Grad-CAM needs it once.")
@@ -132,10 +132,9 @@ def gradcam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Integrated gradients (Sundararajan et al., 2017) from the data's mean colour to the image; the part
-    above zero.
+    """Integrated gradients (Sundararajan et al., 2017) from the data's mean colour to the image, by captum.
 
-    captum computes them.
+    What is below zero, which speaks against the class, becomes zero.
 
     Raises:
         UserError: captum is not installed.
@@ -147,10 +146,9 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Te
 
 @torch.no_grad()
 def occlusion(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Occlusion (Zeiler & Fergus, 2014): what the class score loses while a window of the data's mean
-    colour covers the pixel.
+    """Occlusion (Zeiler & Fergus, 2014), by captum: what the class score loses while a window covers the pixel.
 
-    captum computes it.
+    The window has the data's mean colour. What is below zero becomes zero.
 
     Raises:
         UserError: captum is not installed.
@@ -237,6 +235,8 @@ def _record(model: nn.Module, images: Tensor) -> Recorded:
 def _roll(model: nn.Module, images: Tensor, recorded: Recorded) -> Tensor:
     """The relevance of the backbone's tokens, (B, h * w)."""
     names = [name for name in attention_layers(model) if name in recorded and name not in TOKEN_TRANSFORMERS]
+    if not names:
+        raise UserError(f"{type(model).__name__} has no layer in which all tokens attend to one another.")
     size = (images.shape[-2], images.shape[-1])
     grid, num_prefix_tokens = tokens_of(model, names[-1], size, recorded[names[-1]])
     relevance = torch.zeros(len(images), num_prefix_tokens + grid.height * grid.width, device=images.device)
@@ -265,15 +265,6 @@ def _below(relevance: Tensor, split: Split, size: tuple[int, int]) -> Tensor:
     below = fold(relevance) / fold(torch.ones_like(relevance)).clamp(min=1)  # a pixel may be in no patch
     total = below.sum(dim=1, keepdim=True)
     return below * relevance.sum(dim=1, keepdim=True) / total.clamp(min=torch.finfo(total.dtype).tiny)
-
-
-@contextlib.contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    """Removes a hook at the end."""
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _captum() -> Any:

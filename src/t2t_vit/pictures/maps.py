@@ -56,13 +56,9 @@ def _heat(values: Tensor, *, low: float, high: float) -> np.ndarray:
 
 def overlay_tile(image: np.ndarray, relevance: Tensor, size: tuple[int, int]) -> np.ndarray:
     """An image, (H, W, 3), in grey, and over it the relevance of its pixels, (H, W): the more, the brighter."""
-    values = relevance.float().numpy()
-    low, high = float(values.min()), float(np.percentile(values, TOP_PERCENT))
-    shares = ((values - low) / max(high - low, 1e-12)).clip(0, 1)[..., None]
-    heat = colormaps[HEAT](shares[..., 0])[..., :3] * 255
+    heat = _heat(relevance, low=float(relevance.min()), high=float(np.percentile(relevance, TOP_PERCENT)))
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
-    mixed = 0.45 * grey + 0.55 * heat
-    return picture_tile(mixed.clip(0, 255).round().astype(np.uint8), size)
+    return picture_tile((0.45 * grey + 0.55 * heat).round().astype(np.uint8), size)
 
 
 def patches_tile(image: np.ndarray, field: ReceptiveField, size: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from t2t_vit.insight.components import ColouredTokens
-from t2t_vit.insight.examination import Examination
+from t2t_vit.insight.examination import Examination, evenly_spaced
 from t2t_vit.insight.features import OUTLIER_TIMES, LayerStatistics
 from t2t_vit.insight.geometry import Grid
 from t2t_vit.insight.relevance import METHODS
@@ -103,7 +103,7 @@ def feature_panel(found: Examination, channels: int, name: str) -> Panel:
     captions, framed = [], set()
     for layer, features in found.features.items():
         invalid = LayerStatistics.of(features).invalid[0]
-        for channel in _evenly_spaced(features.maps.shape[1], channels):
+        for channel in evenly_spaced(features.maps.shape[1], channels):
             if invalid[channel]:
                 framed.add(len(tiles))
             tiles.append(channel_tile(features.maps[0, channel], features.grid, size))
@@ -141,7 +141,7 @@ def attention_panel(found: Examination, name: str) -> Panel:
     tiles, captions = [], []
     image_size = (found.image.shape[0], found.image.shape[1])
     for layer, row in found.attention.items():
-        for head in _evenly_spaced(len(row.heads), MAX_HEADS):
+        for head in evenly_spaced(len(row.heads), MAX_HEADS):
             tile = overlay_tile(found.image, row.grid.to_pixels(row.heads[head]), size)
             tiles.append(mark_pixel(tile, found.pixel, image_size) if row.of_pixel else tile)
             captions.append(f"{_short(layer)} · {head}")
@@ -228,7 +228,3 @@ def save_numbers(found: Examination, path: Path) -> None:
 def _short(layer: str) -> str:
     """The name of a layer that fits below a tile."""
     return "T2T" if layer == "tokens_to_token" else layer.removeprefix("tokens_to_token.").removesuffix(".attn")
-
-
-def _evenly_spaced(total: int, count: int) -> list[int]:
-    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total)).tolist()})

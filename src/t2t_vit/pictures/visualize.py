@@ -16,7 +16,7 @@ from t2t_vit.inference.inputs import find_images, image_set
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.insight.components import colour_tokens
 from t2t_vit.insight.config import VisualizeConfig
-from t2t_vit.insight.examination import Examination, Plan, examine, make_plan
+from t2t_vit.insight.examination import Examination, Plan, evenly_spaced, examine, make_plan
 from t2t_vit.insight.faithfulness import Faithfulness, measure_faithfulness
 from t2t_vit.insight.features import LEAST_SHARE, LayerHealth, layer_health
 from t2t_vit.insight.relevance import METHODS, reasons_against
@@ -110,7 +110,7 @@ def _chosen(paths: Sequence[Path | str], count: int) -> Sequence[Path | str]:
     if len(paths) <= count:
         return paths
     print(f"{count} of {len(paths):,} images are shown; --max-images shows more.")
-    return [paths[round(place * (len(paths) - 1) / max(count - 1, 1))] for place in range(count)]
+    return [paths[place] for place in evenly_spaced(len(paths), count)]
 
 
 def _look(
@@ -268,7 +268,8 @@ def print_scores(scores: Sequence[Faithfulness]) -> None:
         table.add_row(row.model, row.method, *_cells(row))
     print_table(table)
     print(
-        "Deletion: low is good. Insertion, SaCo: high. Random weights: rank correlation with their map, near 0 is good."
+        f"Means over {scores[0].images} images. Deletion: low is good. Insertion, SaCo: high. Random weights: rank "
+        "correlation with their map, near 0 is good."
     )
 
 
