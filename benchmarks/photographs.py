@@ -8,6 +8,7 @@ They are the photographs that scikit-image and scikit-learn ship. Crops of left 
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,24 @@ def photographs() -> dict[str, Image.Image]:
     return found | {name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in SAMPLES}
 
 
-def write_crops(output: Path, *, num_train: int, num_val: int, side: int) -> None:
-    """Writes output/train and output/val: squares of a quarter to three quarters of a photograph's height."""
-    for name, image in photographs().items():
+def write_crops(
+    output: Path,
+    images: Mapping[str, Image.Image],
+    *,
+    num_train: int,
+    num_val: int,
+    side: int,
+    scale: tuple[float, float] = (0.25, 0.75),
+) -> None:
+    """Writes output/train and output/val: squares from the left halves and from the right halves of photographs.
+
+    Args:
+        images: photographs by the name of their class.
+        num_train, num_val: crops of each photograph.
+        side: of a crop, in pixels.
+        scale: the part of a photograph's height that a crop takes, from and to; never more than half the width.
+    """
+    for name, image in images.items():
         middle = image.width // 2
         halves = {"train": (0, middle, num_train), "val": (middle, image.width, num_val)}
         for split, (left, right, count) in halves.items():
@@ -41,7 +57,7 @@ def write_crops(output: Path, *, num_train: int, num_val: int, side: int) -> Non
             folder = output / split / name
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                width = min(int(image.height * rng.uniform(0.25, 0.75)), right - left)
+                width = min(int(image.height * rng.uniform(*scale)), right - left)
                 x, y = rng.integers(left, right - width + 1), rng.integers(0, image.height - width + 1)
                 crop = image.crop((x, y, x + width, y + width)).resize((side, side), Image.Resampling.BICUBIC)
                 crop.save(folder / f"{number:03}.png")
@@ -54,7 +70,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=30, help="crops of a photograph to validate with")
     parser.add_argument("--side", type=int, default=128, help="side of a crop in pixels")
     words = parser.parse_args()
-    write_crops(words.output, num_train=words.train, num_val=words.val, side=words.side)
+    write_crops(words.output, photographs(), num_train=words.train, num_val=words.val, side=words.side)
     print(f"{words.output}: {len(FILES) + len(SAMPLES)} classes, {words.train} and {words.val} crops each")
 
 
