@@ -173,8 +173,8 @@ def run_jobs(jobs: Sequence[Job], output: Path, *, keep: Path | None, quiet: boo
 def run_folder(job: Job, keep: Path | None) -> Iterator[Path]:
     """A folder for a run: one to keep, emptied of what an interrupted run left there, or one that is removed."""
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="small-study-") as folder:
-            yield Path(folder) / "run"
+        with tempfile.TemporaryDirectory(prefix="small-study-") as scratch:
+            yield Path(scratch) / "run"
         return
     folder = keep.joinpath(*(word.replace("/", "_") for word in job.identity))
     shutil.rmtree(folder, ignore_errors=True)
@@ -194,8 +194,9 @@ def run_job(job: Job, folder: Path, display: Display) -> Row | int:
     chosen = measure(run, Predictor(run.directory.best, machine=run.machine))
     average = None
     if run.config.model_ema:
-        described = {"data_config": run.data_config, "class_names": run.source.class_names}
-        average = measure(run, Predictor(run.learner.averaged_model(), machine=run.machine, **described)).top1
+        model, names = run.learner.averaged_model(), run.source.class_names
+        predictor = Predictor(model, machine=run.machine, data_config=run.data_config, class_names=names)
+        average = measure(run, predictor).top1
     return {
         **job.row,
         "steps": run.progress.step,
