@@ -55,7 +55,8 @@ def test_an_unknown_command_names_the_closest(capsys: pytest.CaptureFixture[str]
     output = capsys.readouterr()
     assert output.out == ""
     assert (
-        output.err == "t2t-vit: error: Unknown command 'trian'. Did you mean train or transfer? See t2t-vit --help.\n"
+        output.err == "t2t-vit: error: Unknown command 'trian'. "
+        "Did you mean train or transfer or pretrain? See t2t-vit --help.\n"
     )
 
 

@@ -44,6 +44,12 @@ COMMANDS = {
         "train a checkpoint on other classes",
         "transfer cifar10 --model t2t_vit_14 --checkpoint 81.5_T2T_ViT_14.pth.tar",
     ),
+    "pretrain": Command(
+        "t2t_vit.training.config:PretrainConfig",
+        "t2t_vit.training.train:train_command",
+        "train a model on images drawn from formulas, for others to start from",
+        "pretrain --max-time 2h --output runs/formulas",
+    ),
     "eval": Command(
         "t2t_vit.inference.config:EvalConfig",
         "t2t_vit.inference.evaluate:evaluate_command",

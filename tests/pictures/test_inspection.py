@@ -199,3 +199,20 @@ def test_json_of_names_that_are_no_text_is_ascii(tmp_path, picture_folder, capsy
     out = capsys.readouterr().out
     assert out.isascii()
     assert json.loads(out)["suspects"][0]["class"] == "a"
+
+
+def test_show_draws_a_row_of_each_class_and_skips_what_cannot_be_read(faulty, tmp_path, capsys):
+    path = tmp_path / "sheets" / "sheet.png"
+    path.parent.mkdir()
+    assert run(faulty, tmp_path, show=str(path)) == 0
+    assert capsys.readouterr().out == f"2 classes of {faulty}: {path}\n"
+    source = open_source(str(faulty))
+    with Image.open(path) as sheet:
+        assert sheet.width > 12 * inspection.SHEET_PX
+        assert 2 * inspection.SHEET_PX < sheet.height < 3 * inspection.SHEET_PX
+        drawn = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    picture = np.asarray(source.train.load(0).convert("RGB")).reshape(-1, 3)
+    assert {tuple(colour) for colour in picture[:: len(picture) // 5]} & {
+        tuple(colour) for colour in np.unique(drawn, axis=0)
+    }
+    assert not (tmp_path / "out").exists()  # no list of suspects

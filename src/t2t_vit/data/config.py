@@ -9,6 +9,7 @@ from t2t_vit.runtime.durations import wrong_duration
 
 SOURCES = {
     "digits": "t2t_vit.data.digits:digits_splits",
+    "formulas": "t2t_vit.data.formula_sets:formula_splits",
     "cifar10": "t2t_vit.data.cifar:cifar_splits",
     "cifar100": "t2t_vit.data.cifar:cifar_splits",
     "wds/": "t2t_vit.data.shards:shard_splits",
@@ -75,6 +76,13 @@ class DataConfig(Settings):
     background: str = option("white", BACKGROUND_HELP, metavar="COLOUR")
     max_time: str = option("60s", "time to look at images for; what follows takes a minute at most", metavar="TIME")
     output: str | None = option(None, "folder for suspects.csv and its page; by default runs/DATA-data", metavar="DIR")
+    show: str | None = option(
+        None,
+        "picture to write, with images of up to 24 classes in rows, instead of the report",
+        metavar="FILE.png",
+        writes=(".png",),
+        unless="verify or json",
+    )
     verify: bool = option(False, "decode every image and list those that cannot be read; any makes the exit code 2")
     workers: int | None = option(
         None, "processes that decode; by default one a core", short="j", at_least=0, needs="verify"

@@ -83,6 +83,8 @@ class ImageSet:
         read_shape: gives an image's height, width and channels without decoding it, if that can be done; 3 channels
             stand for any image that is no array.
         ignored: the number of files of each kind beside them that are no images.
+        generate: draws the images of some rows and epochs at a side in pixels, (B, side, side, 3), uint8, where each
+            epoch has others.
     """
 
     names: Sequence[str]
@@ -92,6 +94,7 @@ class ImageSet:
     format: PixelFormat = RGB
     read_shape: Callable[[int], Shape] | None = None
     ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    generate: Callable[[Sequence[int], Sequence[int], int], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +107,7 @@ class ImageSet:
             labels=[self.labels[row] for row in rows],
             load=partial(_load_row, self.load, rows),
             read_shape=self.read_shape and partial(_shape_of_row, self.read_shape, rows),
+            generate=self.generate and partial(_generate_rows, self.generate, rows),
         )
 
     def in_format(self, format: PixelFormat) -> "ImageSet":
@@ -120,6 +124,16 @@ def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = N
 
 def _shape_of_row(read_shape: Callable[[int], Shape], rows: Sequence[int], index: int) -> Shape:
     return read_shape(rows[index])
+
+
+def _generate_rows(
+    generate: Callable[[Sequence[int], Sequence[int], int], np.ndarray],
+    rows: Sequence[int],
+    indices: Sequence[int],
+    epochs: Sequence[int],
+    side: int,
+) -> np.ndarray:
+    return generate([rows[index] for index in indices], epochs, side)
 
 
 def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]) -> ImageSet:

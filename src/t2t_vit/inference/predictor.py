@@ -213,7 +213,11 @@ def evaluation_loader(
 ) -> "DataLoader[Batch]":
     """This process's part of the images, resized and cropped as the data configuration says."""
     return make_loader(
-        DrawnImages(images.in_format(PixelFormat.of(data_config)), eval_transform(data_config)),
+        DrawnImages(
+            images.in_format(PixelFormat.of(data_config)),
+            eval_transform(data_config),
+            side=max(data_config["input_size"][1:]),
+        ),
         EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",

@@ -1,5 +1,6 @@
 """The command `data`: prints the report of some data, and writes the list and the page of its suspects."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,9 +10,13 @@ from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
+import numpy as np
+from PIL import ImageOps
+
 from t2t_vit.data.check import inspect_data, summarize, verify
 from t2t_vit.data.config import DataConfig
-from t2t_vit.data.images import ImageSet
+from t2t_vit.data.images import ImageSet, UnreadableImage
+from t2t_vit.data.pixels import as_seen
 from t2t_vit.data.sources import Source, absolute_path, open_configured
 from t2t_vit.data.suspects import (
     BLANK,
@@ -26,12 +31,14 @@ from t2t_vit.data.suspects import (
     Suspects,
 )
 from t2t_vit.pictures.html import render, thumbnail
+from t2t_vit.pictures.sheet import draw_sheet
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.durations import parse_duration
-from t2t_vit.runtime.files import as_bytes, json_text, write_errors_told, write_text
+from t2t_vit.runtime.files import as_bytes, json_text, whole_file, write_errors_told, write_text
 
 LIST = "suspects.csv"
 NUM_SHOWN = 60
+NUM_ROWS, SHEET_COLUMNS, SHEET_PX = 24, 12, 96
 NOTES = {
     WRONG_LABEL: "A simple classifier, fitted on the other images, takes each for another class. It errs too.",
     CONFLICT: "The same picture, or nearly, bears different labels. Listed are those with another label than most "
@@ -53,6 +60,9 @@ def data_command(config: DataConfig) -> int:
         The exit code: 2 if --verify finds unreadable images, else 0.
     """
     source = open_configured(config)
+    if config.show is not None:
+        print(f"{write_sheet(source, Path(config.show))} classes of {source.name}: {config.show}")
+        return 0
     if not config.json:
         print(summarize(source, {}).describe_classes(), flush=True)  # decoding may take long
     report = inspect_data(source, limit_s=parse_duration(config.max_time), display=Display(stderr=True))
@@ -70,6 +80,35 @@ def data_command(config: DataConfig) -> int:
         total = len(source.train) + len(source.val)
         print(*unreadable, f"{len(unreadable):,} of {total:,} images cannot be read.", sep="\n")
     return 2 if unreadable else 0
+
+
+def write_sheet(source: Source, path: Path) -> int:
+    """Writes a picture with a row of training images of each class, evenly chosen where there are many classes.
+
+    Returns:
+        The number of classes shown.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    labels = np.asarray(source.train.labels)
+    pixels, captions = [], []
+    shown = [*dict.fromkeys(np.linspace(0, len(source.class_names) - 1, NUM_ROWS).round().astype(int).tolist())]
+    for label in shown:
+        rows = np.flatnonzero(labels == label)
+        chosen = rows[np.linspace(0, len(rows) - 1, SHEET_COLUMNS).astype(int)].tolist()
+        pictures = []
+        for row in dict.fromkeys(chosen):
+            with contextlib.suppress(UnreadableImage):
+                pictures.append(as_seen(source.train.load(row)))
+        squares = [np.asarray(ImageOps.pad(picture, (SHEET_PX, SHEET_PX), color="white")) for picture in pictures]
+        blank = np.full((SHEET_PX, SHEET_PX, 3), 255, np.uint8)
+        pixels += [*squares, *[blank] * (SHEET_COLUMNS - len(squares))]
+        captions += [source.class_names[label], *[""] * (SHEET_COLUMNS - 1)]
+    sheet = draw_sheet(np.stack(pixels), captions, columns=SHEET_COLUMNS)
+    with whole_file(path) as file:
+        sheet.save(file, "png")
+    return len(shown)
 
 
 def write_suspects(suspects: Suspects, source: Source, config: DataConfig) -> Path:

@@ -263,6 +263,24 @@ class TransferConfig(TrainConfig):
             yield "Missing --checkpoint: weights to start from. Or give --pretrained for the released ones of --model."
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Train a network on images drawn from formulas, endless and without any data, for others to start from.
+
+    The defaults shown are those of the recipe `formulas`; --show prints the settings with any other.
+    """
+
+    data: str = option("formulas", DATA_HELP, exists=SOURCES)
+    recipe: str | None = option("formulas", "named defaults", choices=RECIPES)
+    probe: str | None = option(
+        "digits",
+        "data to try the features on at each evaluation, by a linear classifier; none: null in a YAML file",
+        exists=SOURCES,
+        heading="Probe",
+    )
+    probe_labels: int = option(100, "labelled images that this classifier learns from", at_least=1, needs="probe")
+
+
 def _settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the checkpoint that a run starts from says of its model, where there is one."""
     path = given.get("checkpoint")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import dispatch_clip_grad
+from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import Tensor, nn
 
 from t2t_vit.data.loading import Batch, EpochBatches
@@ -218,7 +218,7 @@ class Learner:
 
     def averaged_model(self) -> nn.Module:
         """The network with the moving average of the weights."""
-        return self.task.get_eval_model(ema=True)
+        return unwrap_model(self.task.get_eval_model(ema=True))
 
     def weights(self, *, averaged: bool) -> dict[str, Any]:
         """The weights alone, raw or averaged."""

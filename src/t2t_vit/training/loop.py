@@ -26,6 +26,10 @@ MAX_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which a run stops: it does not recover from more by itself."""
 
 
+CLEAR_AFTER = 0.1
+"""Share of the steps after which a pre-training must have learnt something."""
+
+
 def fit(run: Run) -> None:
     """Trains to the last step, or until the run is asked to end.
 
@@ -121,9 +125,32 @@ def evaluate_round(run: Run) -> dict[str, Any]:
     if run.config.model_ema and not run.interruption.in_only_process():
         averaged = measure(run, run.learner.averaged_model(), "validating the average")
         row |= {"ema_top1": averaged.top1, "ema_balanced": averaged.balanced, "ema_recalls": list(averaged.recalls)}
+    if run.probe is not None and not run.interruption.in_only_process():
+        averaged_or_not = run.learner.averaged_model() if run.config.model_ema else run.model
+        row["probe_top1"] = run.probe.measure(averaged_or_not, run.machine, run.data_config)
+        warn_of_little_learnt(run, row)
     if found.unreadable and not run.progress.metrics:
         warn(run, "validation goes on without", found.unreadable)
     return row
+
+
+def warn_of_little_learnt(run: Run, row: dict[str, Any]) -> None:
+    """Says where a pre-training hardly tells its classes apart, or makes features that are worth less than none."""
+    progress, chance = run.progress, 100 / len(run.source.class_names)
+    if progress.step < CLEAR_AFTER * progress.plan.num_steps:
+        return
+    advice = "try another --lr, or --warmup-epochs"
+    if row["val_top1"] < 3 * chance:
+        run.display.say(
+            f"warning: after {progress.step:,} steps {row['val_top1']:.2f} % of the validation images are told right, "
+            f"where chance has {chance:.2f} %: nothing is learnt; {advice}"
+        )
+    elif progress.probe_at_start is not None and row["probe_top1"] < progress.probe_at_start:
+        assert run.probe is not None
+        run.display.say(
+            f"warning: on {run.probe.name}, the features give {row['probe_top1']:.2f} %, those of the untrained "
+            f"network gave {progress.probe_at_start:.2f} %: what is learnt does not help there"
+        )
 
 
 def measure(run: Run, model: nn.Module, label: str) -> Accuracy:
@@ -190,7 +217,8 @@ def warn(run: Run, what: str, sentences: list[str] | tuple[str, ...]) -> None:
 def columns(run: Run) -> list[str]:
     """The heading of the table on the terminal."""
     kind = "balanced" if run.config.best_by == "balanced" else "top-1"
-    return ["step", "epoch", "loss", "val loss", f"{kind} %", "average %", "images/s", "left"]
+    probe = [] if run.probe is None else ["probe %"]
+    return ["step", "epoch", "loss", "val loss", f"{kind} %", "average %", *probe, "images/s", "left"]
 
 
 def progress_cells(run: Run) -> list[str]:
@@ -204,6 +232,7 @@ def progress_cells(run: Run) -> list[str]:
         f"{row['val_loss']:.4f}",
         f"{row[f'val_{kind}']:.2f}",
         average,
+        *([] if run.probe is None else [f"{row['probe_top1']:.2f}"]),
         f"{row['images_per_second']:,.0f}",
         format_duration(_remaining_s(run)),
     ]
@@ -225,9 +254,10 @@ def progress_line(run: Run) -> str:
     kind, name = ("balanced", "balanced") if run.config.best_by == "balanced" else ("top1", "top-1")
     step = f"step {progress.step:{len(str(num_steps))}d}/{num_steps}"
     ema = f"  EMA {row[f'ema_{kind}']:6.2f} %" if "ema_top1" in row else ""
+    probe = "" if run.probe is None else f"  probe {row['probe_top1']:6.2f} %"
     return (
         f"{step}  epoch {row['epoch'] + 1}  loss {_loss_in_words(row)}  "
-        f"val loss {row['val_loss']:.4f}  {name} {row[f'val_{kind}']:6.2f} %{ema}  lr {row['lr']:.2e}  "
+        f"val loss {row['val_loss']:.4f}  {name} {row[f'val_{kind}']:6.2f} %{ema}{probe}  lr {row['lr']:.2e}  "
         f"{row['images_per_second']:.0f} images/s  {shares_in_words(row)}  {row['memory_gb']:.1f} GB  "
         f"{format_duration(_remaining_s(run))} left"
     )

@@ -25,6 +25,7 @@ class Progress:
         elapsed_s: time spent, before an interruption too.
         metrics: the rows of metrics.jsonl, one for each evaluation.
         best: the best weights so far that could be written, None before the first evaluation.
+        probe_at_start: what the probe said of the untrained network, None without a probe.
         unreadable: a sentence for each image that could not be read.
     """
 
@@ -37,6 +38,7 @@ class Progress:
     elapsed_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best: Best | None = None
+    probe_at_start: float | None = None
     unreadable: list[str] = field(default_factory=list)
 
     @property

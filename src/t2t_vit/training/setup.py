@@ -29,11 +29,12 @@ from t2t_vit.runtime.hardware import describe_environment
 from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.build import build_network
 from t2t_vit.training.checkpointer import Checkpointer, model_section, read_channels, read_weights
-from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.config import PretrainConfig, TrainConfig
 from t2t_vit.training.interruption import Interruption
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.plan import NUM_REHEARSED, expectation, make_plan, measure_speed
 from t2t_vit.training.preview import show_augmented
+from t2t_vit.training.probe import Probe, open_probe
 from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import scaling_in_words
 from t2t_vit.training.run_directory import RunDirectory
@@ -54,6 +55,7 @@ class Run:
         train_loader: batches of augmented images, as bytes.
         val_loader: batches of validation images, as bytes.
         progress: how far the run is.
+        probe: tries the features on other data, in a pre-training.
         began_s: when the run would have begun, had it never been interrupted, on the monotonic clock.
     """
 
@@ -74,6 +76,7 @@ class Run:
     trackers: Trackers
     progress: Progress
     interruption: Interruption
+    probe: Probe | None = None
     began_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -273,6 +276,7 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
         trackers=Trackers({}, display.say),
         progress=checkpointer.restore() if goes_on else Progress(),
         interruption=Interruption(machine),
+        probe=open_probe(config, machine, data_config) if isinstance(config, PretrainConfig) else None,
     )
     _begin(run, notes, goes_on=goes_on)
     return run
@@ -306,6 +310,11 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
         names, sheet = run.source.class_names, run.directory.augmented
         run.machine.ask_main_process(lambda: show_augmented(run.learner, run.train_loader, names, sheet))
         display.say(expectation(progress.plan, speed, networks=1 + config.model_ema, num_val=num_val))
+        if run.probe is not None:
+            progress.probe_at_start = run.probe.measure(run.model, run.machine, run.data_config)
+            display.say(
+                f"probe: {run.probe.name}: the untrained network's features give {progress.probe_at_start:.2f} %"
+            )
     run.learner.schedule_steps(progress.plan.num_steps, done=progress.step)
     run.began_s = time.monotonic() - progress.elapsed_s
     run.machine.ask_main_process(lambda: _open_trackers(run))
@@ -381,13 +390,13 @@ def _make_loaders(
         display.say(f"decoding {len(train) + len(val):,} images, to keep them in memory")
         train, val = cached(train, crop), cached(val)
     train_loader = make_loader(
-        DrawnImages(train, transform, crop=crop, seed=config.seed),
+        DrawnImages(train, transform, crop=crop, seed=config.seed, side=max(data_config["input_size"][1:])),
         batches,
         workers=config.workers,
         pin_memory=machine.device.type == "cuda",
     )
     val_loader = make_loader(
-        DrawnImages(val, eval_transform(data_config)),
+        DrawnImages(val, eval_transform(data_config), side=max(data_config["input_size"][1:])),
         val_batches,
         workers=config.workers,
         pin_memory=machine.device.type == "cuda",

@@ -1,0 +1,76 @@
+"""Pre-training on formulas: the same loop, with a probe on the way."""
+
+import numpy as np
+import pytest
+
+from t2t_vit.data import formula_sets
+from t2t_vit.errors import UserError
+from t2t_vit.models.checkpoint_formats import read_checkpoint
+from t2t_vit.options import configure
+from t2t_vit.training import loop
+from t2t_vit.training.config import PretrainConfig
+from t2t_vit.training.train import run_training, train
+
+SETTINGS = {"img_size": 32, "steps": 4, "batch_size": 8, "eval_every": 2, "device": "cpu", "workers": 0, "amp": False}
+
+
+@pytest.fixture(autouse=True)
+def _few_images(monkeypatch, without_report):
+    monkeypatch.setattr(formula_sets, "VAL_PER_CLASS", 1)
+
+
+def pretrain(output, **settings):
+    return run_training(configure(PretrainConfig, output=str(output), **{**SETTINGS, **settings}))
+
+
+def test_a_probe_is_measured_at_the_start_and_at_each_evaluation(tmp_path, capsys):
+    result = pretrain(tmp_path / "run")
+    said = capsys.readouterr().out
+    probes = [row["probe_top1"] for row in result.metrics]
+    assert len(probes) == 2
+    assert all(20 < probe < 100 for probe in probes)  # chance has 10
+    assert "probe: digits, 100 labels: the untrained network's features give" in said
+    assert f"probe  {probes[-1]:.2f} %" in said
+    assert "is learnt" in said or "does not help" in said  # four steps teach nothing, which is told
+
+
+def test_what_was_pretrained_is_a_start_for_other_data(tmp_path):
+    result = pretrain(tmp_path / "run", probe=None)
+    assert "probe_top1" not in result.metrics[-1]
+    best = result.output / "best.pt"
+    before = read_checkpoint(str(best)).state_dict
+    tuned = train(
+        "digits", checkpoint=str(best), steps=1, lr=1e-9, warmup_lr=1e-9, min_lr=1e-9, weight_decay=0.0,
+        model_ema=False, device="cpu", workers=0, amp=False, output=str(tmp_path / "tuned"),
+    )  # fmt: skip
+    after = read_checkpoint(str(tuned.output / "best.pt")).state_dict
+    assert after["head.weight"].shape[0] == 10
+    for name in ("tokens_to_token.project.weight", "blocks.0.attn.qkv.weight"):
+        np.testing.assert_allclose(after[name], before[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_goes_on_as_if_it_had_not_been_stopped(tmp_path, num_steps, monkeypatch):
+    whole = pretrain(tmp_path / "whole")
+    learn_until = loop.learn_until
+
+    def stop_early(run, last_step):
+        if run.progress.step >= num_steps:
+            raise KeyboardInterrupt
+        return learn_until(run, min(last_step, num_steps))
+
+    monkeypatch.setattr(loop, "learn_until", stop_early)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path / "parts")
+    monkeypatch.setattr(loop, "learn_until", learn_until)
+    parts = pretrain(tmp_path / "parts", resume=True)
+    ours, theirs = (read_checkpoint(str(result.output / "last.pt")).state_dict for result in (parts, whole))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert [row["probe_top1"] for row in parts.metrics] == [row["probe_top1"] for row in whole.metrics]
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(UserError, match="--probe must be other data than formulas"):
+        pretrain(tmp_path / "run", probe="formulas")
+    with pytest.raises(UserError, match="--labels must be at most"):
+        pretrain(tmp_path / "other", probe_labels=5000)
