@@ -24,6 +24,7 @@ KINDS = {  # every kind of tokens and of blocks
     "ghost": "t2t_vit_16_ghost",
     "dense": "t2t_vit_dense",
     "resnext": "t2t_vit_14_resnext",
+    "local": "t2t_vit_7_local",
 }
 SIZE = (48, 80)  # 3 x 5 tokens
 

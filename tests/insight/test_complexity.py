@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates against published and hand-counted figures."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -139,6 +140,14 @@ def test_the_parts_of_t2t_counted_by_hand(name, tokens, dim, depth, ratio, size)
     cost = describe(name, size).cost
     assert (cost.t2t_macs, cost.attention_macs, cost.mlp_macs, cost.other_macs) == (t2t, products, mlps, others)
     assert cost.macs == t2t + products + mlps + others
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 176)])
+def test_the_convolutions_of_local_blocks_are_part_of_their_mlps(size):
+    plain, local = describe("t2t_vit_7", size).cost, describe("t2t_vit_7_local", size).cost
+    outputs = 7 * (size[0] // 16) * (size[1] // 16) * 512
+    more = {"macs": plain.macs + 9 * outputs, "mlp_macs": plain.mlp_macs + 9 * outputs}
+    assert local == dataclasses.replace(plain, **more, activations=plain.activations + outputs)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (96, 176)])

@@ -91,13 +91,15 @@ def test_rollout_to_pixels_is_the_product_with_all_matrices(name: str):
     torch.testing.assert_close(rollout_to_pixels(model, IMAGES, LABELS), relevance.reshape(2, *SIZE))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"global_pool": "avg"}], ids=["class token", "average"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"global_pool": "avg"}, {"block": "local"}], ids=["class token", "average", "local"]
+)
 def test_legrad_is_the_gradient_of_each_layers_score(arguments: dict[str, str]):
     model = _network("t2t_vit_7", **arguments)
     with torch.no_grad(), capture_attention(model) as maps:
         model(IMAGES)
-    inputs: list[Tensor] = []
-    handles = [block.register_forward_pre_hook(lambda _, x: inputs.append(x[0])) for block in model.blocks]
+    inputs: list[Any] = []
+    handles = [block.register_forward_pre_hook(lambda _, given: inputs.append(given)) for block in model.blocks]
     with torch.no_grad():
         model(IMAGES)
     for handle in handles:
@@ -111,7 +113,7 @@ def test_legrad_is_the_gradient_of_each_layers_score(arguments: dict[str, str]):
             return (weights @ heads).transpose(1, 2).flatten(2)
 
         block.attn.attend = by_weights
-        score = model.forward_head(model.norm(block(inputs[i])))[torch.arange(2), LABELS].sum()
+        score = model.forward_head(model.norm(block(*inputs[i])))[torch.arange(2), LABELS].sum()
         (gradient,) = torch.autograd.grad(score, weights)
         del block.attn.attend
         total += gradient.relu().mean(dim=(1, 2))

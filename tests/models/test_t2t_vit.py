@@ -1,9 +1,12 @@
 """The protocol that timm's users expect, on every model where it is cheap; `make test-timm` runs timm's own tests."""
 
+import warnings
+
 import pytest
 import timm
 import torch
 from timm.models import get_pretrained_cfg
+from timm.optim import param_groups_weight_decay
 
 from t2t_vit.errors import UserError
 from t2t_vit.models.names import VARIANTS
@@ -82,6 +85,49 @@ def test_set_input_size_and_dynamic_img_size_agree():
     assert fixed.grid_size == (3, 4)
 
 
+def local(**changes):
+    """A network of local blocks whose convolutions are not zero."""
+    model = tiny(block="local", **changes)
+    for block in model.blocks:
+        torch.nn.init.normal_(block.mlp.dwconv.weight, std=0.3)
+    return model
+
+
+def test_local_blocks_are_plain_ones_but_for_a_convolution_that_weight_decay_takes():
+    added = {
+        f"blocks.{i}.mlp.dwconv.{part}": (64, *rest)
+        for i in (0, 1)
+        for part, rest in (("weight", (1, 3, 3)), ("bias", ()))
+    }
+    own, plain = tiny(block="local").state_dict(), tiny().state_dict()
+    assert {key: tuple(own[key].shape) for key in own.keys() - plain.keys()} == added
+    torch.testing.assert_close({key: own[key] for key in plain}, plain, rtol=0, atol=0)
+    kept, decayed = param_groups_weight_decay(local(), 0.05, no_weight_decay_list=local().no_weight_decay())
+    shapes = [[parameter.shape for parameter in group["params"]] for group in (kept, decayed)]
+    assert [group.count(torch.Size([64, 1, 3, 3])) for group in shapes] == [0, 2]
+
+
+def test_local_blocks_know_the_grid_of_every_image():
+    dynamic, fixed = local(dynamic_img_size=True), local()
+    fixed.load_state_dict(dynamic.state_dict())
+    for size in ((32, 64), (64, 32)):  # as many tokens
+        x = torch.randn(1, 3, *size)
+        fixed.set_input_size(size)
+        torch.testing.assert_close(dynamic(x), fixed(x))
+        final, maps = fixed.forward_intermediates(x)
+        torch.testing.assert_close(final, fixed.forward_features(x))
+        assert [found.shape[2:] for found in maps] == [(size[0] // 16, size[1] // 16)] * 2
+
+
+def test_a_local_network_scripted_traced_and_exported_answers_alike():
+    model, x = local(img_size=(32, 64)), torch.randn(2, 3, 32, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about TorchScript's age
+        others = torch.jit.script(model), torch.jit.trace(model, x), torch.export.export(model, (x,)).module()
+    for other in others:
+        torch.testing.assert_close(other(x), model(x))
+
+
 def test_dynamic_img_size_takes_its_own_size_unchanged():
     x = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(tiny(dynamic_img_size=True)(x), tiny()(x), rtol=0, atol=0)
@@ -115,11 +161,12 @@ def test_features_only_at_the_network_s_size():
     assert model.feature_info.reduction() == [16, 16]
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("block", ["plain", "local"])
+def test_gradient_checkpointing_changes_no_gradient(block):
     x = torch.randn(2, 3, 32, 32)
     gradients = []
     for enable in (False, True):
-        model = tiny().train()
+        model = tiny(block=block).train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -135,8 +182,11 @@ def test_positions_and_random_features_are_buffers_under_the_official_keys():
     assert not {"pos_embed", "tokens_to_token.attention1.w"} & {key for key, _ in model.named_parameters()}
 
 
-def test_a_model_made_on_the_meta_device_can_be_initialised_later():
-    model = T2TViT(img_size=32, **TINY, device="meta").to_empty(device="cpu")
+@pytest.mark.parametrize("block", ["plain", "local"])
+def test_a_model_made_on_the_meta_device_can_be_initialised_later(block):
+    model = T2TViT(img_size=32, **TINY, block=block, device="meta").to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
     model.init_weights()
     assert torch.equal(model.pos_embed, tiny().pos_embed)
     assert model.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
@@ -197,7 +247,7 @@ def test_every_released_file_has_its_configuration():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_7_local"])
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_network_is_compiled_as_one_graph_and_twice_at_most(name, amp):
     """The second time for a batch of another size, whatever sizes follow."""

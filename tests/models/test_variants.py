@@ -16,7 +16,7 @@ def test_all_are_registered_with_timm():
 
 
 def test_small_presets_keep_8_x_8_tokens():
-    for name in ("t2t_vit_7_32px", "t2t_vit_7_64px"):
+    for name in ("t2t_vit_7_32px", "t2t_vit_7_64px", "t2t_vit_7_32px_local", "t2t_vit_7_64px_local"):
         assert timm.create_model(name, device="meta").grid_size == (8, 8)
 
 

@@ -1,15 +1,17 @@
-"""Backbone blocks: plain, and the CNN-inspired ones that the paper compares (section 3.2, table 6)."""
+"""Backbone blocks: plain, the CNN-inspired ones that the paper compares (section 3.2, table 6), and a local one."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+import torch.nn.functional as F
+from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from t2t_vit.errors import UserError, closest
 from t2t_vit.models.attention import SoftmaxAttention
+from t2t_vit.models.splits import to_map, to_tokens
 
 
 class Block(nn.Module):
@@ -19,7 +21,7 @@ class Block(nn.Module):
 
     Args:
         dim: width of a token.
-        attn, mlp: modules from (B, N, dim) to (B, N, dim).
+        attn, mlp: modules from (B, N, dim) to (B, N, dim); the mlp takes the grid too.
         drop_path: probability that an image skips a residual branch.
         growth_rate: channels added; 0 for a residual block.
     """
@@ -36,14 +38,19 @@ class Block(nn.Module):
         self.mlp = mlp
         self.dense_linear = nn.Linear(dim, growth_rate, **factory) if growth_rate else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens to tokens, (B, N, dim) to (B, N, out_dim)."""
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Tokens to tokens, (B, N, dim) to (B, N, out_dim).
+
+        Args:
+            x: the tokens.
+            grid: height and width of the map that the last tokens are; only local blocks need it.
+        """
         if not torch.jit.is_scripting() and self._skips_dropped(x):
             y = self._add_where_kept(x, self.norm1, self.attn)
-            y = self._add_where_kept(y, self.norm2, self.mlp)
+            y = self._add_where_kept(y, self.norm2, partial(self.mlp, grid=grid))
         else:
             y = x + self.drop_path(self.attn(self.norm1(x)))
-            y = y + self.drop_path(self.mlp(self.norm2(y)))
+            y = y + self.drop_path(self.mlp(self.norm2(y), grid))
         if self.dense_linear is not None:
             return torch.cat((x, self.dense_linear(y)), dim=2)
         return y
@@ -59,7 +66,7 @@ class Block(nn.Module):
         return skips and not traced and x.is_cpu
 
     @torch.jit.unused
-    def _add_where_kept(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+    def _add_where_kept(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """x + drop_path(branch(norm(x))), computed only for the images that keep the branch."""
         assert isinstance(self.drop_path, DropPath)
         keep_prob = 1 - self.drop_path.drop_prob
@@ -77,7 +84,7 @@ class Transition(nn.Module):
         self.linear = nn.Linear(dim, out_dim, **factory)
         self.act = nn.GELU()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Tokens to tokens, (B, N, dim) to (B, N, out_dim)."""
         return self.act(self.linear(x))
 
@@ -168,6 +175,58 @@ class GhostAttention(SoftmaxAttention):
         return self.proj_drop(self.proj(self.attend(q, k, v)))
 
 
+class ResidualDepthwiseConv(nn.Module):
+    """x + dwconv(x), where dwconv has 3 x 3 taps for each channel of the map that the last tokens are, padded by zeros.
+
+    The taps start as zeros, so that training starts at a network without them; x alone gives them gradients.
+    """
+
+    def __init__(self, dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 1, 3, 3, **factory))
+        self.bias = nn.Parameter(torch.empty(dim, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zeros."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens to tokens, (B, N, dim); those before the last h * w stay as they are."""
+        h, w = grid
+        before, x = torch.split(x, [x.shape[1] - h * w, h * w], dim=1)
+        # one convolution with 1 added to the middle taps: no sum to compute, to round and to differentiate
+        identity = F.pad(self.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
+        maps = F.conv2d(to_map(x, h, w), identity + self.weight, self.bias, padding=1, groups=self.weight.shape[0])
+        return torch.cat((before, to_tokens(maps)), dim=1)
+
+
+class Mlp(nn.Module):
+    """fc2(GELU(h)) with h = fc1(x); a local one has h + dwconv(h) in the place of h.
+
+    LocalViT (Li et al. 2021, arXiv 2104.05707), CeiT (Yuan et al. 2021, arXiv 2103.11816) and DHVT (Lu et al. 2022,
+    arXiv 2210.05958) have a depth-wise convolution here too, the last beside a shortcut. Theirs are set in batch norms
+    and further activations, of which there are none here; and their class token skips the linear layers as well.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, drop: float, is_local: bool = False, **factory: Any) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim, **factory)
+        self.dwconv = ResidualDepthwiseConv(hidden_dim, **factory) if is_local else None
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim, **factory)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Tokens to tokens, (B, N, dim)."""
+        x = self.fc1(x)
+        if self.dwconv is not None:
+            assert grid is not None, "A local block needs the grid of its tokens: block(x, (h, w))."
+            x = self.dwconv(x, grid)
+        return self.drop(self.fc2(self.drop(self.act(x))))
+
+
 class GhostMlp(nn.Module):
     """MLP whose hidden layer is a linear layer of width `dim` and two copies of it with a factor per channel."""
 
@@ -180,7 +239,7 @@ class GhostMlp(nn.Module):
         self.fc2 = nn.Linear(3 * dim, dim, **factory)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Tokens to tokens, (B, N, dim)."""
         x = self.act(self.fc1(x))
         x = torch.cat((x, self.act(self.cheap_operation2(x)), self.act(self.cheap_operation3(x))), dim=2)
@@ -192,6 +251,7 @@ ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "se": partial(Attention, squeeze_excite=True),
     "ghost": GhostAttention,
     "dense": Attention,
+    "local": Attention,
 }
 
 
@@ -212,7 +272,7 @@ def build_backbone(
     """The blocks of a backbone in order; `out_dim` of each is the width of its output.
 
     Args:
-        kind: "plain", "se", "ghost" or "dense".
+        kind: "plain", "se", "ghost", "dense" or "local".
         dim: width of the first block's tokens.
         depth: number of blocks; for "dense" a number for each stage, between which a transition halves the width.
         mlp_ratio: width of the hidden layer over the block's; "ghost" has 3.
@@ -253,7 +313,7 @@ def build_backbone(
             if kind == "ghost":
                 mlp = GhostMlp(dim, drop=proj_drop, **factory)
             else:
-                mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **factory)
+                mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, is_local=kind == "local", **factory)
             blocks.append(Block(dim, attn, mlp, drop_path=next(rates), growth_rate=growth_rate, **factory))
             dim += growth_rate
     return blocks

@@ -121,6 +121,11 @@ VARIANTS: dict[str, Variant] = {
     # Small images keep 8 x 8 tokens.
     "t2t_vit_7_32px": _variant(256, 7, 4, 2.0, splits=SPLITS_32PX, input_size=(32, 32)),
     "t2t_vit_7_64px": _variant(256, 7, 4, 2.0, splits=SPLITS_64PX, input_size=(64, 64)),
+    # Not of the paper: a depth-wise convolution in the MLPs, for training from scratch on few images.
+    "t2t_vit_7_local": _variant(256, 7, 4, 2.0, block="local"),
+    "t2t_vit_14_local": _variant(384, 14, 6, 3.0, block="local"),
+    "t2t_vit_7_32px_local": _variant(256, 7, 4, 2.0, splits=SPLITS_32PX, input_size=(32, 32), block="local"),
+    "t2t_vit_7_64px_local": _variant(256, 7, 4, 2.0, splits=SPLITS_64PX, input_size=(64, 64), block="local"),
 }
 # fmt: on
 

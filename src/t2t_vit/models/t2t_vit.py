@@ -37,7 +37,7 @@ class T2TViT(nn.Module):
         depth: number of blocks; for dense blocks the number in each stage.
         num_heads: attention heads of a block.
         mlp_ratio: width of a block's hidden layer over its own.
-        block: kind of block: "plain", "se", "ghost" or "dense".
+        block: kind of block: "plain", "se", "ghost", "dense" or "local".
         growth_rate: channels that a dense block adds.
         qkv_bias: whether queries, keys and values have a bias.
         drop_rate: dropout before the head.
@@ -222,7 +222,7 @@ class T2TViT(nn.Module):
         x = self._embed(x)
         intermediates = []
         for i, block in enumerate(self.blocks[: self.taps[last] + 1] if stop_early else self.blocks):
-            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+            x = checkpoint(block, x, grid) if self.grad_checkpointing else block(x, grid)
             if i in wanted:
                 if norm and x.shape[-1] != self.num_features:
                     raise UserError(
@@ -269,13 +269,14 @@ class T2TViT(nn.Module):
         Args:
             x: images, (B, C, H, W), normalised.
         """
+        grid = self._grid_of(x)
         x = self._embed(x)
         for block in self.blocks:
             # a statement, for TorchScript would compile both sides of an expression
-            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108
-                x = checkpoint(block, x)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, grid)
             else:
-                x = block(x)
+                x = block(x, grid)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -306,6 +307,8 @@ class T2TViT(nn.Module):
         return self.pos_drop(x + pos_embed)
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
+        if not self.dynamic_img_size:
+            return self.grid_size
         return grid_size((x.shape[-2], x.shape[-1]), self.tokens_to_token.splits)
 
     def _describe_blocks(self) -> None:

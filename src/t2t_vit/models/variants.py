@@ -57,7 +57,7 @@ def _register(name: str, variant: Variant) -> Callable[..., nn.Module]:
         )
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{name} of the paper: `T2TViT` with {variant.model_args}."
+    build.__doc__ = f"{name}: `T2TViT` with {variant.model_args}."
     return register_model(build)
 
 
