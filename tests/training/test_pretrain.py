@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from t2t_vit.data import formula_sets
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import read_checkpoint
 from t2t_vit.options import configure
@@ -14,9 +13,7 @@ from t2t_vit.training.train import run_training, train
 SETTINGS = {"img_size": 32, "steps": 4, "batch_size": 8, "eval_every": 2, "device": "cpu", "workers": 0, "amp": False}
 
 
-@pytest.fixture(autouse=True)
-def _few_images(monkeypatch, without_report):
-    monkeypatch.setattr(formula_sets, "VAL_PER_CLASS", 1)
+pytestmark = pytest.mark.usefixtures("without_report")
 
 
 def pretrain(output, **settings):
