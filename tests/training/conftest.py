@@ -13,7 +13,7 @@ def _narrow_networks():
     Their speed is measured on one batch after the first.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("t2t_vit_7", "t2t_vit_7_no_t2t"):
+        for name in ("t2t_vit_7", "t2t_vit_7_local", "t2t_vit_7_no_t2t"):
             for setting, value in {"embed_dim": 32, "depth": 4, "token_dim": 16}.items():
                 patch.setitem(VARIANTS[name].model_args, setting, value)
         patch.setattr(setup, "NUM_REHEARSED", 2)

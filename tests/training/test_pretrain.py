@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from t2t_vit.data import formula_sets
 from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import read_checkpoint
 from t2t_vit.options import configure
@@ -13,7 +14,14 @@ from t2t_vit.training.train import run_training, train
 SETTINGS = {"img_size": 32, "steps": 4, "batch_size": 8, "eval_every": 2, "device": "cpu", "workers": 0, "amp": False}
 
 
-pytestmark = pytest.mark.usefixtures("without_report")
+FEW = {"strokes": 16, "contours": 8, "fractals": 8, "motifs": 8, "waves": 8}
+
+
+@pytest.fixture(autouse=True)
+def _few_classes(monkeypatch, without_report):
+    monkeypatch.setattr(formula_sets, "CLASSES", FEW)
+    names = tuple(f"{family}/{number}" for family, count in FEW.items() for number in range(count))
+    monkeypatch.setattr(formula_sets, "CLASS_NAMES", names)
 
 
 def pretrain(output, **settings):

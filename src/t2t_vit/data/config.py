@@ -20,8 +20,8 @@ SOURCES = {
 """The name of the data, or how that begins, to the function that finds the splits. All else is a folder or a tar."""
 
 DATA_HELP = (
-    "a folder with train/ and val/ (and test/), or only class folders; a .tar of one, digits, cifar10, cifar100, "
-    "wds/FOLDER or hfds/NAME"
+    "a folder with train/ and val/ (and test/), or only class folders; a .tar of one, digits, formulas, cifar10, "
+    "cifar100, wds/FOLDER or hfds/NAME"
 )
 DATA_DIR_HELP = "folder of cifar10 and cifar100, by default data; cache of hfds/NAME"
 IN_CHANS_HELP = "channels of the images: 3 colour, 1 grey; any other number reads .npy, .npz and TIFF files of so many"

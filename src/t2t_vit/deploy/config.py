@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from t2t_vit.data.config import BACKGROUND_HELP
+from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, option
 
 
@@ -11,7 +12,9 @@ class PredictConfig(Settings):
     """Name what is on images, with probabilities."""
 
     images: tuple[str, ...] = argument("image files, folders of them, and http(s) URLs", metavar="IMAGE", exists=URLS)
-    checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
+    checkpoint: str = option(
+        ..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=(*URLS, *SHIPPED)
+    )
     top_k: int | None = option(
         None,
         "labels to show for each image, the likeliest first; by default 5, or 1 where many images get a line each",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, DATA_HELP, SOURCES
+from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, option
 
 
@@ -13,7 +14,9 @@ class EvalConfig(Settings):
     """Measure a checkpoint's accuracy on labelled images."""
 
     data: str = argument(DATA_HELP, exists=SOURCES)
-    checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
+    checkpoint: str = option(
+        ..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=(*URLS, *SHIPPED)
+    )
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     model: str | None = option(None, "the network; by default the one that the file is for")
     img_size: int | tuple[int, int] | None = option(None, "side, or height and width, in pixels", at_least=1)

@@ -22,7 +22,7 @@ from timm.models._hub import check_cached_file, download_cached_file, load_model
 from torch import Tensor
 
 from t2t_vit.errors import UserError, abbreviate
-from t2t_vit.models.names import RELEASES, VARIANTS, plain_spelling
+from t2t_vit.models.names import RELEASES, SHIPPED, VARIANTS, plain_spelling
 from t2t_vit.runtime.downloads import is_url
 
 FORMAT, VERSION = "t2t_vit", 1
@@ -118,13 +118,16 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
 
     Args:
         path: a file; a run's folder, whose best.pt is read; a timm hub folder (config.json beside model.safetensors or
-            pytorch_model.bin); or an http(s) URL, which is downloaded once into torch.hub's cache.
+            pytorch_model.bin); an http(s) URL, which is downloaded once into torch.hub's cache; or "formulas", the
+            weights that come with this package.
         use_ema: take the exponential moving average of the weights if the file has one.
 
     Raises:
         UserError: there is no such file, the download fails, or the file is cut off, no checkpoint, or would run code.
     """
     source = str(path)
+    if source in SHIPPED:
+        return _read(Path(__file__).with_name(SHIPPED[source]), source, use_ema)
     if not is_url(source):
         return _read(Path(path).expanduser(), source, use_ema)
     file = _download(source)

@@ -7,6 +7,8 @@ from typing import Any
 
 from t2t_vit.errors import UserError, closest
 
+SHIPPED = {"formulas": "formulas.safetensors"}
+"""Weights of our own, by the name that stands for their path, to the file beside this one."""
 RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 
 

@@ -16,6 +16,7 @@ from t2t_vit.data.config import (
     VAL_FRACTION_HELP,
 )
 from t2t_vit.errors import UserError
+from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, missing, option, read_settings
 from t2t_vit.runtime.durations import wrong_duration
 from t2t_vit.training.recipes import RECIPES, recipe_for
@@ -60,7 +61,10 @@ class TrainConfig(Settings):
     )
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     checkpoint: str | None = option(
-        None, "weights to start from, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS
+        None,
+        "weights to start from, in any known format: a path or an http(s) URL; or formulas, the package's own",
+        metavar="PATH",
+        exists=(*URLS, *SHIPPED),
     )
     pretrained: bool = option(
         False,
@@ -284,7 +288,7 @@ class PretrainConfig(TrainConfig):
 def _settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the checkpoint that a run starts from says of its model, where there is one."""
     path = given.get("checkpoint")
-    if path is None or missing(path, URLS):  # which is told later, without waiting for torch
+    if path is None or missing(path, (*URLS, *SHIPPED)):  # which is told later, without waiting for torch
         return {}
     from t2t_vit.models.factory import settings_of  # here, because it imports torch
 
