@@ -34,7 +34,7 @@ def test_sets_travel_to_worker_processes(tmp_path, class_folders, grey):
 
 def test_unknown_data(refusal):
     assert refusal("digit") == "There is no folder 'digit'. Unknown data set 'digit'. Did you mean digits?"
-    known = "Unknown data set '/no/such'. Known: cifar10, cifar100, digits."
+    known = "Unknown data set '/no/such'. Known: cifar10, cifar100, digits, formulas."
     assert refusal("/no/such") == f"There is no folder '/no/such'. {known}"
     assert refusal("a" * 300).startswith("There is no folder 'aaa")  # longer than a file's name can be
 

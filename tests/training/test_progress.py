@@ -187,13 +187,13 @@ def test_a_signal_during_validation_does_not_wait_for_its_end(tiny_config, tmp_p
     last = Path(tiny_config().output) / "last.pt"
     original, seen = DrawnImages._sample, []
 
-    def send(self, draw):
+    def send(self, draw, generated):
         if last.exists() and self.images.names[draw.image_index].startswith("val/"):
             if not seen:
                 assert read_training_state(last)["progress"]["step"] == 12
                 os.kill(os.getpid(), signal.SIGTERM)
             seen.append(draw)
-        return original(self, draw)
+        return original(self, draw, generated)
 
     with monkeypatch.context() as patch:
         patch.setattr(DrawnImages, "_sample", send)

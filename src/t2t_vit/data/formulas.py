@@ -220,11 +220,8 @@ def _sign(of_class: Numbers, of_image: Numbers, *, num_points: int, jitter: floa
     used = of_class.whole(1, low=1, high=4)
     joined = of_class.often(0.7, 4)
     joint = of_class.whole(4, low=0, high=3)
-    for curve in range(1, 4):  # a joined curve begins at a control point of the one before
-        begin = ends[:, curve - 1].gather(1, joint[:, curve, None, None].expand(-1, 1, 2))[:, 0]
-        ends[:, curve, 0] = torch.where(joined[:, curve, None], begin, ends[:, curve, 0])
     ends = ends + of_image.normal(4, 4, 2, std=jitter)
-    for curve in range(1, 4):
+    for curve in range(1, 4):  # a joined curve begins at a control point of the one before
         begin = ends[:, curve - 1].gather(1, joint[:, curve, None, None].expand(-1, 1, 2))[:, 0]
         ends[:, curve, 0] = torch.where(joined[:, curve, None], begin, ends[:, curve, 0])
     t = torch.linspace(0, 1, num_points, device=ends.device)[:, None]

@@ -23,6 +23,7 @@ from t2t_vit.training.recipes import RECIPES, recipe_for
 
 CONFIG_FILE = "config.yaml"
 BUDGETS = ("epochs", "steps", "max_time")
+PROBE_HELP = "other data to try the features on at each evaluation, by a linear classifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +202,8 @@ class TrainConfig(Settings):
     log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = option(
         None, "trackers that get the metrics too", metavar="TRACKER"
     )
+    probe: str | None = option(None, PROBE_HELP, exists=SOURCES)
+    probe_labels: int = option(100, "labelled images that this classifier learns from", at_least=1, needs="probe")
 
     @classmethod
     def defaults_for(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -276,13 +279,7 @@ class PretrainConfig(TrainConfig):
 
     data: str = option("formulas", DATA_HELP, exists=SOURCES)
     recipe: str | None = option("formulas", "named defaults", choices=RECIPES)
-    probe: str | None = option(
-        "digits",
-        "data to try the features on at each evaluation, by a linear classifier; none: null in a YAML file",
-        exists=SOURCES,
-        heading="Probe",
-    )
-    probe_labels: int = option(100, "labelled images that this classifier learns from", at_least=1, needs="probe")
+    probe: str | None = option("digits", PROBE_HELP, exists=SOURCES)
 
 
 def _settings_of(given: Mapping[str, Any]) -> dict[str, Any]:

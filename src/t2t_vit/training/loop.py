@@ -5,6 +5,7 @@ dropout by a seed set before each step. So a run that continues from a checkpoin
 generators, and ends with the very weights of a run that was never stopped.
 """
 
+import math
 from typing import Any
 
 from timm.utils import distribute_bn
@@ -28,6 +29,8 @@ MAX_BAD_STEPS = 10
 
 CLEAR_AFTER = 0.1
 """Share of the steps after which a pre-training must have learnt something."""
+LEARNT_SHARE = 0.9
+"""Share of the loss of guessing above which hardly anything is learnt."""
 
 
 def fit(run: Run) -> None:
@@ -126,8 +129,9 @@ def evaluate_round(run: Run) -> dict[str, Any]:
         averaged = measure(run, run.learner.averaged_model(), "validating the average")
         row |= {"ema_top1": averaged.top1, "ema_balanced": averaged.balanced, "ema_recalls": list(averaged.recalls)}
     if run.probe is not None and not run.interruption.in_only_process():
-        averaged_or_not = run.learner.averaged_model() if run.config.model_ema else run.model
-        row["probe_top1"] = run.probe.measure(averaged_or_not, run.machine, run.data_config)
+        probed = run.learner.averaged_model() if run.config.model_ema else run.model
+        row["probe_top1"] = run.probe.measure(probed, run.machine, run.data_config)
+    if run.source.train.generate is not None and not run.interruption.in_only_process():
         warn_of_little_learnt(run, row)
     if found.unreadable and not run.progress.metrics:
         warn(run, "validation goes on without", found.unreadable)
@@ -136,14 +140,14 @@ def evaluate_round(run: Run) -> dict[str, Any]:
 
 def warn_of_little_learnt(run: Run, row: dict[str, Any]) -> None:
     """Says where a pre-training hardly tells its classes apart, or makes features that are worth less than none."""
-    progress, chance = run.progress, 100 / len(run.source.class_names)
+    progress, num_classes = run.progress, len(run.source.class_names)
     if progress.step < CLEAR_AFTER * progress.plan.num_steps:
         return
-    advice = "try another --lr, or --warmup-epochs"
-    if row["val_top1"] < 3 * chance:
+    guessing = math.log(num_classes)
+    if row["val_loss"] > LEARNT_SHARE * guessing:
         run.display.say(
-            f"warning: after {progress.step:,} steps {row['val_top1']:.2f} % of the validation images are told right, "
-            f"where chance has {chance:.2f} %: nothing is learnt; {advice}"
+            f"warning: after {progress.step:,} steps the validation loss is {row['val_loss']:.2f}, where guessing "
+            f"among {num_classes:,} classes has {guessing:.2f}: hardly anything is learnt; try another --opt or --lr"
         )
     elif progress.probe_at_start is not None and row["probe_top1"] < progress.probe_at_start:
         assert run.probe is not None

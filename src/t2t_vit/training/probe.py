@@ -15,7 +15,7 @@ from t2t_vit.inference.predictions import predict_all
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.machine import Machine
-from t2t_vit.training.config import PretrainConfig
+from t2t_vit.training.config import TrainConfig
 
 STRENGTHS = np.logspace(-1, 5, 13)
 """Strengths of the ridge penalty among which the labels choose, each left out once."""
@@ -50,8 +50,8 @@ class Probe:
         return 100 * float(classifier.score(rest.embeddings, rest.labels))
 
 
-def open_probe(config: PretrainConfig, machine: Machine, data_config: dict[str, Any]) -> Probe | None:
-    """The probe of a pre-training, None without one.
+def open_probe(config: TrainConfig, machine: Machine, data_config: dict[str, Any]) -> Probe | None:
+    """The probe of a run, None without one.
 
     Raises:
         UserError: there is no such data, or it has fewer labels.

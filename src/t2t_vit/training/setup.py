@@ -29,7 +29,7 @@ from t2t_vit.runtime.hardware import describe_environment
 from t2t_vit.runtime.machine import Machine, find_machine
 from t2t_vit.training.build import build_network
 from t2t_vit.training.checkpointer import Checkpointer, model_section, read_channels, read_weights
-from t2t_vit.training.config import PretrainConfig, TrainConfig
+from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.interruption import Interruption
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.plan import NUM_REHEARSED, expectation, make_plan, measure_speed
@@ -276,7 +276,7 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
         trackers=Trackers({}, display.say),
         progress=checkpointer.restore() if goes_on else Progress(),
         interruption=Interruption(machine),
-        probe=open_probe(config, machine, data_config) if isinstance(config, PretrainConfig) else None,
+        probe=open_probe(config, machine, data_config),
     )
     _begin(run, notes, goes_on=goes_on)
     return run
