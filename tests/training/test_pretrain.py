@@ -84,5 +84,7 @@ def test_goes_on_as_if_it_had_not_been_stopped(tmp_path, num_steps, monkeypatch)
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(UserError, match="--probe must be other data than formulas"):
         pretrain(tmp_path / "run", probe="formulas")
+    with pytest.raises(UserError, match="--in-chans must be 3, or 1 for grey, got 4"):
+        pretrain(tmp_path / "channels", in_chans=4)
     with pytest.raises(UserError, match="--labels must be at most"):
         pretrain(tmp_path / "other", probe_labels=5000)

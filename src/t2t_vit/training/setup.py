@@ -191,6 +191,10 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
     refuse_unavailable(config)
     machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
     source = _open_source(config, machine)
+    if source.train.generate is not None and config.in_chans not in (1, 3):
+        raise UserError(
+            f"{source.name} are drawn in colour: --in-chans must be 3, or 1 for grey, got {config.in_chans}."
+        )
     directory = RunDirectory(Path(config.run_directory))
     machine.ask_main_process(lambda: directory.prepare(resume=config.resume))
     import_packages(config.log_to or ())
@@ -205,7 +209,12 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
     data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
     exclude = config.exclude and str(directory.excluded.resolve())
     config = replace(
-        config, output=str(directory.path), data=absolute_path(config.data), data_dir=data_dir, exclude=exclude
+        config,
+        output=str(directory.path),
+        data=absolute_path(config.data),
+        probe=config.probe and absolute_path(config.probe),
+        data_dir=data_dir,
+        exclude=exclude,
     )
     on_cpu = machine.device.type == "cpu"
     is_open = config.batch_size is None
