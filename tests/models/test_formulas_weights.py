@@ -51,7 +51,17 @@ def test_another_network_is_told():
         t2t_vit.create_model("t2t_vit_14", checkpoint="formulas")
 
 
-def test_it_classifies_nothing_by_itself(picture_folder, capsys):
+def test_a_folder_of_that_name_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "formulas").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"give \./formulas for that one"):
+        read_checkpoint("formulas")
+    with pytest.raises(UserError, match=r"No checkpoint in the folder \./formulas"):
+        read_checkpoint("./formulas")
+
+
+@pytest.mark.parametrize("command", ["predict", "visualize"])
+def test_it_classifies_nothing_by_itself(command, picture_folder, capsys):
     picture = next(picture_folder.rglob("*.png"))
-    assert main(["predict", str(picture), "--checkpoint", "formulas"]) == 2
+    assert main([command, str(picture), "--checkpoint", "formulas"]) == 2
     assert "has no head" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from t2t_vit.data.config import BACKGROUND_HELP
+from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, option
 
 
@@ -26,7 +27,10 @@ class VisualizeConfig(Settings):
 
     images: tuple[str, ...] = argument("image files, folders of them, and http(s) URLs", metavar="IMAGE", exists=URLS)
     checkpoint: tuple[str, ...] = option(
-        (), "weights of the networks, in any known format: paths or http(s) URLs", metavar="PATH", exists=URLS
+        (),
+        "weights of the networks, in any known format: paths or http(s) URLs",
+        metavar="PATH",
+        exists=(*URLS, *SHIPPED),
     )
     model: tuple[str, ...] = option(
         (), "networks of this package or of timm, with their released weights, beside or instead of checkpoints"

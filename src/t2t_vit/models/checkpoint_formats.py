@@ -127,6 +127,11 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
     """
     source = str(path)
     if source in SHIPPED:
+        if Path(source).exists():
+            raise UserError(
+                f"{source} names weights of this package, and there is a file or folder of that name here: give "
+                f"./{source} for that one, or rename it."
+            )
         return _read(Path(__file__).with_name(SHIPPED[source]), source, use_ema)
     if not is_url(source):
         return _read(Path(path).expanduser(), source, use_ema)
