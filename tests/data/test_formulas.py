@@ -7,6 +7,14 @@ from t2t_vit.data.formulas import FAMILIES, Numbers, draw
 from t2t_vit.data.loading import DrawnImages, EpochBatches, collate
 from t2t_vit.data.transforms import train_transform
 
+MEANS = {  # of six images of 32 pixels
+    "strokes": [67.51, 212.12, 132.92, 142.56, 144.59, 118.63],
+    "contours": [68.52, 123.51, 119.08, 108.27, 241.83, 155.08],
+    "fractals": [159.19, 155.05, 65.38, 117.19, 151.6, 43.19],
+    "motifs": [140.5, 92.15, 151.86, 120.23, 148.54, 151.83],
+    "waves": [147.73, 88.67, 80.36, 64.78, 140.0, 174.81],
+}
+
 
 def test_numbers_are_those_of_splitmix64():
     # Reference values of the published algorithm for the seed 0: its state grows by the golden gamma each time.
@@ -38,6 +46,10 @@ class TestFamily:
         for row in (0, 7):
             alone = draw(family, classes[row : row + 1], instances[row : row + 1], side=32)
             assert (alone[0].int() - together[row].int()).abs().max() <= 1
+
+    def test_images_are_those_that_were_drawn_when_the_weights_were_made(self, family):
+        images = draw(family, torch.arange(6), torch.arange(6), side=32).float()
+        assert images.mean(dim=(1, 2, 3)).tolist() == pytest.approx(MEANS[family], abs=0.5)
 
     def test_class_image_and_seed_all_matter(self, family):
         def one(number: int, instance: int, seed: int) -> torch.Tensor:
@@ -84,8 +96,8 @@ class TestAsData:
         _, train = formula_splits("formulas").train.read()
         _, val = formula_splits("formulas").val.read()
         row = 1100 * 25 + 5  # of a contour
-        drawn = [train.generate([row], [epoch], 24)[0] for epoch in range(3)]
-        drawn += [val.generate([1100], [0], 24)[0]]
+        drawn = [train.generate([row], [epoch], side=24)[0] for epoch in range(3)]
+        drawn += [val.generate([1100], [0], side=24)[0]]
         assert len({pixels.tobytes() for pixels in drawn}) == 4
 
     def test_a_batch_has_what_was_drawn_with_the_crop_and_the_flip_after_it(self):
@@ -95,14 +107,16 @@ class TestAsData:
         batches = EpochBatches(len(images), batch_size=8)
         batches.set_steps(6400, 6401)  # the second epoch
         draws = next(iter(batches))
-        batch = collate(DrawnImages(images, transform, crop=crop, side=24).__getitems__(draws))
+        batch = collate(DrawnImages(images.drawn_at(24), transform, crop=crop).__getitems__(draws))
         assert {draw.epoch for draw in draws} == {1}
-        pixels = images.generate([draw.image_index for draw in draws], [1] * 8, 24)
+        pixels = images.generate([draw.image_index for draw in draws], [1] * 8, side=24)
         assert (batch.images.permute(0, 2, 3, 1).numpy() == pixels[:, :, ::-1]).all()
         assert batch.targets.tolist() == [images.labels[draw.image_index] for draw in draws]
 
     def test_subsets_draw_their_own_rows(self):
         _, images = formula_splits("formulas").train.read()
         some = images.subset([50_000, 3])
-        assert (some.generate([1, 0], [2, 2], 16) == images.generate([3, 50_000], [2, 2], 16)).all()
+        assert (some.generate([1, 0], [2, 2]) == images.generate([3, 50_000], [2, 2])).all()
+        of_16_px = some.drawn_at(16).generate([1, 0], [2, 2])
+        assert (of_16_px == images.generate([3, 50_000], [2, 2], side=16)).all()
         assert np.asarray(some.load(1)).shape == (64, 64, 3)

@@ -1,5 +1,7 @@
 """Pre-training on formulas: the same loop, with a probe on the way."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,8 @@ from t2t_vit.models.checkpoint_formats import read_checkpoint
 from t2t_vit.options import configure
 from t2t_vit.training import loop
 from t2t_vit.training.config import PretrainConfig
+from t2t_vit.training.plan import Plan
+from t2t_vit.training.progress import Progress
 from t2t_vit.training.train import run_training, train
 
 SETTINGS = {"img_size": 32, "steps": 4, "batch_size": 8, "eval_every": 2, "device": "cpu", "workers": 0, "amp": False}
@@ -38,6 +42,29 @@ def test_a_probe_is_measured_at_the_start_and_at_each_evaluation(tmp_path, capsy
     assert "probe: digits, 100 labels: the untrained network's features give" in said
     assert f"probe  {probes[-1]:.2f} %" in said
     assert "where guessing among 48 classes has 3.87: hardly anything is learnt" in said  # four steps teach nothing
+
+
+@pytest.mark.parametrize(
+    ("step", "val_loss", "probe", "told"),
+    [
+        (9, 4.6, 10.0, ""),  # too early to tell
+        (10, 4.2, 90.0, "where guessing among 100 classes has 4.61: hardly anything is learnt"),
+        (10, 4.1, 69.0, "the features give 69.00 %, those of the untrained network gave 70.00 %"),
+        (10, 4.1, 70.0, ""),
+        (10, 4.1, None, ""),  # no probe
+    ],
+)
+def test_a_run_that_learns_little_says_so(step, val_loss, probe, told):
+    said = []
+    run = SimpleNamespace(
+        progress=Progress(plan=Plan(100, 10, 10), step=step, probe_at_start=None if probe is None else 70.0),
+        source=SimpleNamespace(class_names=range(100)),
+        display=SimpleNamespace(say=said.append),
+        probe=SimpleNamespace(name="digits, 100 labels"),
+    )
+    loop.warn_of_little_learnt(run, {"val_loss": val_loss, "probe_top1": probe})
+    assert len(said) == (told != "")
+    assert told in "".join(said)
 
 
 def test_the_command_that_a_stopped_run_names_continues_it_and_a_report_is_made(tmp_path):
@@ -86,5 +113,11 @@ def test_mistakes_are_told(tmp_path):
         pretrain(tmp_path / "run", probe="formulas")
     with pytest.raises(UserError, match="--in-chans must be 3, or 1 for grey, got 4"):
         pretrain(tmp_path / "channels", in_chans=4)
-    with pytest.raises(UserError, match="--labels must be at most"):
+    with pytest.raises(UserError, match="--img-size must be one side, got 32 48"):
+        pretrain(tmp_path / "shape", img_size=(32, 48))
+    with pytest.raises(UserError, match=r"--labels has no effect on formulas.*--cache has no effect on formulas"):
+        pretrain(tmp_path / "more", labels=200, cache=True)
+    with pytest.raises(
+        UserError, match="--probe-labels must be at most the 1,437 training images of digits, got 5,000"
+    ):
         pretrain(tmp_path / "other", probe_labels=5000)

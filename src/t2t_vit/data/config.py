@@ -81,7 +81,7 @@ class DataConfig(Settings):
         "picture to write, with images of up to 24 classes in rows, instead of the report",
         metavar="FILE.png",
         writes=(".png",),
-        unless="verify or json",
+        unless="verify or json or output",
     )
     verify: bool = option(False, "decode every image and list those that cannot be read; any makes the exit code 2")
     workers: int | None = option(

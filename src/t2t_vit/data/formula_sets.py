@@ -34,15 +34,17 @@ def _read(part: str, first: int, per_class: int) -> tuple[tuple[str, ...], Image
     labels = np.repeat(np.arange(len(CLASS_NAMES)), per_class).tolist()
     names = [f"{part}/{CLASS_NAMES[label]}/{row % per_class:03d}" for row, label in enumerate(labels)]
     load, generate = partial(_load, first, per_class), partial(_generate, first, per_class)
-    return CLASS_NAMES, ImageSet(names, labels, load, in_memory=True, generate=generate)
+    return CLASS_NAMES, ImageSet(names, labels, load, generate=generate)
 
 
 def _load(first: int, per_class: int, index: int, crop: Crop | None = None, *, format: PixelFormat = RGB) -> Picture:
-    pixels = _generate(first, per_class, [index], [0], SIDE_PX)[0]
+    pixels = _generate(first, per_class, [index], [0])[0]
     return crop_pixels([format.channels(pixels) if format.is_array else pixels], crop)
 
 
-def _generate(first: int, per_class: int, rows: Sequence[int], epochs: Sequence[int], side: int) -> np.ndarray:
+def _generate(
+    first: int, per_class: int, rows: Sequence[int], epochs: Sequence[int], *, side: int = SIDE_PX
+) -> np.ndarray:
     """Images, (B, side, side, 3), uint8: `first` is the number of a class's first image in epoch 0."""
     labels, places = np.divmod(np.asarray(rows), per_class)
     instances = first + np.asarray(epochs) * per_class + places

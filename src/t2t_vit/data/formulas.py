@@ -1,4 +1,6 @@
-"""Labelled images drawn from formulas: endless, of any size, and the same for the same numbers on any machine.
+"""Labelled images drawn from formulas: endless, of any size, from numbers alone.
+
+The same numbers draw the same image on any machine, but for single pixels.
 
 A class is a set of parameters of its family's program. An image of it is drawn with these disturbed, then coloured,
 sometimes covered in part, blurred and made noisy. No photograph and no typeface is involved. The families:
@@ -41,7 +43,7 @@ class Numbers:
     """Random numbers of some images. Those of an image follow from its own keys alone, on any device.
 
     Args:
-        keys: numbers, or tensors (B,), int64, that together tell images apart.
+        keys: that together tell images apart: at least one tensor, (B,), int64, and numbers.
     """
 
     def __init__(self, *keys: Tensor | int) -> None:
@@ -78,9 +80,9 @@ class Numbers:
         return self.uniform(*shape) < share
 
 
-# A family draws the covered part of an image, (B, side, side) from 0 to 1, and its ink and paper, each (B, 3, side,
-# side), from the numbers of the class and those of the image.
 Layers = tuple[Tensor, Tensor, Tensor]
+"""What is covered of images, (B, side, side) from 0 to 1, and their ink and paper, each (B, 3, side, side). A family
+draws them from the numbers of the classes, those of the images, and the side in pixels."""
 
 
 def _strokes(of_class: Numbers, of_image: Numbers, side: int) -> Layers:

@@ -70,6 +70,12 @@ class Load(Protocol):
     def __call__(self, index: int, crop: Crop | None = None) -> Any: ...
 
 
+class Generate(Protocol):
+    """Draws images by their rows and epochs, at a side in pixels that the set has by itself."""
+
+    def __call__(self, rows: Sequence[int], epochs: Sequence[int], *, side: int = ...) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images, each decoded when it is needed.
@@ -83,8 +89,8 @@ class ImageSet:
         read_shape: gives an image's height, width and channels without decoding it, if that can be done; 3 channels
             stand for any image that is no array.
         ignored: the number of files of each kind beside them that are no images.
-        generate: draws the images of some rows and epochs at a side in pixels, (B, side, side, 3), uint8, where each
-            epoch has others.
+        generate: draws the images of some rows and epochs, (B, side, side, 3), uint8, for sets whose epochs have other
+            images each; None for all other sets.
     """
 
     names: Sequence[str]
@@ -94,7 +100,7 @@ class ImageSet:
     format: PixelFormat = RGB
     read_shape: Callable[[int], Shape] | None = None
     ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    generate: Callable[[Sequence[int], Sequence[int], int], np.ndarray] | None = None
+    generate: Generate | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,6 +123,10 @@ class ImageSet:
         load: Any = self.load  # one of those that take a format
         return dataclasses.replace(self, load=partial(load, format=format), format=format)
 
+    def drawn_at(self, side: int) -> "ImageSet":
+        """The same images, generated at this side in pixels; images that are not generated stay as they are."""
+        return dataclasses.replace(self, generate=self.generate and partial(self.generate, side=side))
+
 
 def _load_row(load: Load, rows: Sequence[int], index: int, crop: Crop | None = None, **how: PixelFormat) -> Picture:
     return load(rows[index], crop, **how)
@@ -127,13 +137,9 @@ def _shape_of_row(read_shape: Callable[[int], Shape], rows: Sequence[int], index
 
 
 def _generate_rows(
-    generate: Callable[[Sequence[int], Sequence[int], int], np.ndarray],
-    rows: Sequence[int],
-    indices: Sequence[int],
-    epochs: Sequence[int],
-    side: int,
+    generate: Generate, rows: Sequence[int], indices: Sequence[int], epochs: Sequence[int], **how: int
 ) -> np.ndarray:
-    return generate([rows[index] for index in indices], epochs, side)
+    return generate([rows[index] for index in indices], epochs, **how)
 
 
 def array_images(arrays: np.ndarray, names: Sequence[str], labels: Sequence[int]) -> ImageSet:

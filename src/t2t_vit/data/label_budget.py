@@ -12,7 +12,7 @@ ONE_OF = 5
 """Of so many labels of a class one is to choose by: a fifth of them, and the second of two."""
 
 
-def limit_labels(source: Source, count: int, *, seed: int) -> Source:
+def limit_labels(source: Source, count: int, *, seed: int, flag: str = "--labels") -> Source:
     """The data as if only some of its training images had labels.
 
     Each class has the same number of labels as far as its images go. A hash of names and seed ranks the images of a
@@ -22,6 +22,7 @@ def limit_labels(source: Source, count: int, *, seed: int) -> Source:
         source: its test images, or its validation images where it has none, are those to report on.
         count: labels to use.
         seed: another one draws other images.
+        flag: what the user gave the number by.
 
     Returns:
         Images to train on; in the place of the validation images a fifth of the labels; in the place of the test images
@@ -30,7 +31,7 @@ def limit_labels(source: Source, count: int, *, seed: int) -> Source:
     Raises:
         UserError: there are fewer training images, or not two labels for each class.
     """
-    _refuse_count(source, count)
+    _refuse_count(source, count, flag)
     images = source.train
     ranked = sorted(range(len(images)), key=lambda row: hash_rank(f"labels {seed} {images.names[row]}"))
     seen: Counter[int] = Counter()
@@ -53,20 +54,20 @@ def limit_labels(source: Source, count: int, *, seed: int) -> Source:
     return replace(source, train=train, val=val, test=test, split={**source.split, "labels": record}, notes=notes)
 
 
-def _refuse_count(source: Source, count: int) -> None:
+def _refuse_count(source: Source, count: int, flag: str) -> None:
     counts = Counter(source.train.labels)
     if count > len(source.train):
         raise UserError(
-            f"--labels must be at most the {len(source.train):,} training images of {source.name}, got {count:,}. "
+            f"{flag} must be at most the {len(source.train):,} training images of {source.name}, got {count:,}. "
             "Give fewer."
         )
     if count < 2 * len(counts):
         raise UserError(
-            f"--labels must be at least {2 * len(counts):,} for {len(counts):,} classes, two for each, one to learn "
+            f"{flag} must be at least {2 * len(counts):,} for {len(counts):,} classes, two for each, one to learn "
             f"from and one to choose by, got {count:,}. Give more; {source.name} has {len(source.train):,}."
         )
     if single := [source.class_names[label] for label in sorted(counts) if counts[label] == 1]:
         raise UserError(
-            "--labels needs two training images of each class, one to learn from and one to choose by; these have one: "
+            f"{flag} needs two training images of each class, one to learn from and one to choose by; these have one: "
             f"{abbreviate(single)}. Add images, or remove the classes."
         )

@@ -148,16 +148,10 @@ class EvaluationBatches(Sampler[list[Draw]]):
 
 
 class DrawnImages(Dataset[Sample]):
-    """Images by `Draw`; (seed, epoch, position) determine the random numbers of their transform.
+    """Images by `Draw`; (seed, epoch, position) determine the random numbers of their transform."""
 
-    Args:
-        side: of generated images, in pixels.
-    """
-
-    def __init__(
-        self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int = 42, side: int = 224
-    ) -> None:
-        self.images, self.transform, self.crop, self.seed, self.side = images, transform, crop, seed, side
+    def __init__(self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int = 42) -> None:
+        self.images, self.transform, self.crop, self.seed = images, transform, crop, seed
 
     def __getitem__(self, draw: Draw) -> Sample:
         return self.__getitems__([draw])[0]
@@ -167,7 +161,7 @@ class DrawnImages(Dataset[Sample]):
         generated: Iterable[np.ndarray | None] = [None] * len(draws)
         if self.images.generate is not None:  # faster for a batch than one by one
             epochs, _, rows = zip(*draws, strict=True)
-            generated = self.images.generate(rows, epochs, self.side)
+            generated = self.images.generate(rows, epochs)
         with _random_state_kept():  # once a batch, because for a small image it takes a fifth of the time
             return [self._sample(draw, pixels) for draw, pixels in zip(draws, generated, strict=True)]
 

@@ -212,12 +212,9 @@ def evaluation_loader(
     images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
 ) -> "DataLoader[Batch]":
     """This process's part of the images, resized and cropped as the data configuration says."""
+    side = max(data_config["input_size"][1:])
     return make_loader(
-        DrawnImages(
-            images.in_format(PixelFormat.of(data_config)),
-            eval_transform(data_config),
-            side=max(data_config["input_size"][1:]),
-        ),
+        DrawnImages(images.in_format(PixelFormat.of(data_config)).drawn_at(side), eval_transform(data_config)),
         EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",

@@ -59,12 +59,13 @@ def open_probe(config: TrainConfig, machine: Machine, data_config: dict[str, Any
     if config.probe is None:
         return None
     if config.probe == config.data:
-        raise UserError(f"--probe must be other data than {config.data}, which is trained on: a folder, or digits.")
-    data = config.probe
-    source = limit_labels(machine.main_process_first(lambda: open_source(data)), config.probe_labels, seed=config.seed)
+        raise UserError(f"--probe must be other data than {config.data}, which is trained on.")
+    data, count = config.probe, config.probe_labels
+    source = machine.main_process_first(lambda: open_source(data))
+    source = limit_labels(source, count, seed=config.seed, flag="--probe-labels")
     assert source.test is not None
     first, second, others = (
         evaluation_loader(images, data_config, batch_size=64, machine=machine, workers=0)
         for images in (source.train, source.val, source.test)
     )
-    return Probe(f"{source.short_name}, {config.probe_labels} labels", (first, second), others)
+    return Probe(f"{source.short_name}, {count} labels", (first, second), others)

@@ -55,7 +55,7 @@ class Run:
         train_loader: batches of augmented images, as bytes.
         val_loader: batches of validation images, as bytes.
         progress: how far the run is.
-        probe: tries the features on other data, in a pre-training.
+        probe: tries the features on other data, where that is wanted.
         began_s: when the run would have begun, had it never been interrupted, on the monotonic clock.
     """
 
@@ -191,10 +191,6 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
     refuse_unavailable(config)
     machine = find_machine(config.device, amp=config.amp, amp_dtype=config.amp_dtype)
     source = _open_source(config, machine)
-    if source.train.generate is not None and config.in_chans not in (1, 3):
-        raise UserError(
-            f"{source.name} are drawn in colour: --in-chans must be 3, or 1 for grey, got {config.in_chans}."
-        )
     directory = RunDirectory(Path(config.run_directory))
     machine.ask_main_process(lambda: directory.prepare(resume=config.resume))
     import_packages(config.log_to or ())
@@ -345,7 +341,25 @@ def _open_source(config: TrainConfig, machine: Machine) -> Source:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
     if config.balance:
         _refuse_balance(source)
+    if source.train.generate is not None:
+        _refuse_for_generated(config, source.name)
     return source
+
+
+def _refuse_for_generated(config: TrainConfig, name: str) -> None:
+    """Refuses what makes no sense with images that each epoch draws anew."""
+    problems = []
+    if config.in_chans not in (1, 3):
+        problems.append(f"--in-chans must be 3, or 1 for grey, got {config.in_chans}: {name} are drawn in colour.")
+    if isinstance(config.img_size, tuple) and len({*config.img_size}) > 1:
+        height, width = config.img_size
+        problems.append(f"--img-size must be one side, got {height} {width}: {name} are drawn as squares.")
+    if config.labels is not None:
+        problems.append(f"--labels has no effect on {name}, of which each epoch draws others: leave it out.")
+    if config.cache:
+        problems.append(f"--cache has no effect on {name}, which are drawn anew in each epoch: leave it out.")
+    if problems:
+        raise UserError(" ".join(problems))
 
 
 def _refuse_balance(source: Source) -> None:
@@ -393,19 +407,20 @@ def _make_loaders(
         color_jitter=config.color_jitter,
         auto_augment=config.aa,
     )
-    train, val = source.train, source.val
+    side = max(data_config["input_size"][1:])
+    train, val = source.train.drawn_at(side), source.val.drawn_at(side)
     if config.cache:
         machine.ask_main_process(lambda: refuse_large_cache((train, crop), (val, None)))
         display.say(f"decoding {len(train) + len(val):,} images, to keep them in memory")
         train, val = cached(train, crop), cached(val)
     train_loader = make_loader(
-        DrawnImages(train, transform, crop=crop, seed=config.seed, side=max(data_config["input_size"][1:])),
+        DrawnImages(train, transform, crop=crop, seed=config.seed),
         batches,
         workers=config.workers,
         pin_memory=machine.device.type == "cuda",
     )
     val_loader = make_loader(
-        DrawnImages(val, eval_transform(data_config), side=max(data_config["input_size"][1:])),
+        DrawnImages(val, eval_transform(data_config)),
         val_batches,
         workers=config.workers,
         pin_memory=machine.device.type == "cuda",
