@@ -329,9 +329,11 @@ def open_to_train(config: TrainConfig) -> Source:
     """The data of a run, with no more labels than it may use.
 
     Raises:
-        UserError: there is no such data, or it has fewer labels.
+        UserError: there is no such data, it has fewer labels, or it is generated and cannot be used so.
     """
     source = open_configured(config)
+    if source.train.generate is not None:
+        _refuse_for_generated(config, source.name)
     return source if config.labels is None else limit_labels(source, config.labels, seed=config.seed)
 
 
@@ -341,8 +343,6 @@ def _open_source(config: TrainConfig, machine: Machine) -> Source:
         raise UserError("--val-fraction has no effect on data that tells what to validate on: leave it out.")
     if config.balance:
         _refuse_balance(source)
-    if source.train.generate is not None:
-        _refuse_for_generated(config, source.name)
     return source
 
 
