@@ -78,7 +78,9 @@ class ScaledCrop:
 
     def resize(self, pixels: np.ndarray) -> Picture:
         """Resizes the part, (H, W, C), to the crop's size, with a randomly drawn interpolation."""
-        images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, C, H, W), channels innermost in memory
         size, mode = (self.height, self.width), random.choice(self.interpolation)
+        if pixels.shape[:2] == size:
+            return to_picture(np.ascontiguousarray(pixels))
+        images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, C, H, W), channels innermost in memory
         resized = interpolate(images, size, mode=mode, antialias=True)
         return to_picture(resized[0].permute(1, 2, 0).numpy())

@@ -12,7 +12,7 @@ from t2t_vit.data.images import ImageSet, crop_pixels
 from t2t_vit.data.pixels import RGB, Picture, PixelFormat
 from t2t_vit.data.splitting import Split, Splits
 
-CLASSES = {"strokes": 1024, "contours": 256, "fractals": 256, "motifs": 256, "waves": 256}
+CLASSES = {"strokes": 1024, "contours": 256, "fractals": 256, "motifs": 256, "waves": 256, "leaves": 512}
 """How many classes there are of each family. Strokes have most, since signs are told apart by little."""
 CLASS_NAMES = tuple(f"{family}/{number:04d}" for family, count in CLASSES.items() for number in range(count))
 TRAIN_PER_CLASS, VAL_PER_CLASS = 25, 1
@@ -22,7 +22,7 @@ SIDE_PX = 64
 
 
 def formula_splits(name: str) -> Splits:
-    """Images of 2,048 classes drawn from formulas; each epoch has other training images."""
+    """Images of 2,560 classes drawn from formulas; each epoch has other training images."""
     return Splits(
         name,
         Split("images to train on", partial(_read, "train", VAL_PER_CLASS, TRAIN_PER_CLASS)),

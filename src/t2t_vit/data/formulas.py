@@ -14,8 +14,10 @@ sometimes covered in part, blurred and made noisy. No photograph and no typeface
 - motifs: a small sign repeated over a lattice, in the colours of its class.
 - waves: noise of a narrow band of orientations and frequencies, in the colours of its class (Baradad et al. 2021,
   arXiv 2106.05963).
+- leaves: shapes that lie on one another, in the colours of their class (Lee et al. 2001, IJCV 41; Baradad et al. 2021).
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -130,9 +132,10 @@ def _fractals(of_class: Numbers, of_image: Numbers, side: int) -> Layers:
     offsets = offsets * of_image.uniform(num_maps, 2, low=0.9, high=1.1)
     walkers = of_image.uniform(num_walkers, 2, low=-1, high=1)
     rows = torch.arange(len(walkers), device=walkers.device)[:, None]
+    choices = (of_image.uniform(num_steps, num_walkers) * used[..., None]).long()
     visited = []
     for step in range(num_steps):
-        chosen = (of_image.uniform(num_walkers) * used).long()
+        chosen = choices[:, step]
         walkers = (maps[rows, chosen] @ walkers[..., None]).squeeze(-1) + offsets[rows, chosen]
         if step >= 8:  # by then they are near the attractor
             visited.append(walkers)
@@ -168,7 +171,7 @@ def _waves(of_class: Numbers, of_image: Numbers, side: int) -> Layers:
     frequency = of_class.uniform(1, low=math.log(2.0), high=math.log(16.0)) + of_image.normal(1, std=0.08)
     bandwidth = of_class.uniform(1, low=0.02, high=0.5)
     ridged = of_class.often(0.4)[:, None]
-    hardness = of_class.uniform(1, low=0.5, high=4.0)
+    hardness = of_class.uniform(1, low=1.2, high=4.0)
     angles = angle + spread * of_image.normal(num_waves)
     frequencies = (frequency + bandwidth * of_image.normal(num_waves)).exp() * math.pi
     phases = of_image.uniform(num_waves, high=2 * math.pi)
@@ -179,12 +182,41 @@ def _waves(of_class: Numbers, of_image: Numbers, side: int) -> Layers:
     return torch.sigmoid(hardness * height).view(-1, side, side), *_ink_and_paper_of(of_class, of_image, side)
 
 
+def _leaves(of_class: Numbers, of_image: Numbers, side: int) -> Layers:
+    num_leaves, num_colours = 24, 5
+    palette = of_class.uniform(num_colours, 3)
+    pointed = of_class.choose(-4.0, 0.0, 0.0, 0.9, 1.0)[:, None, None]  # a star, discs, a soft and a sharp square
+    size = of_class.uniform(1, low=-2.4, high=-1.0) + of_class.uniform(1, low=0.05, high=0.7) * of_image.normal(
+        num_leaves
+    )
+    slimness = of_class.uniform(1, high=0.8) + of_image.normal(num_leaves, std=0.1)
+    lean, order = of_class.uniform(1, high=math.pi), of_class.uniform(1, low=0.1, high=1.5)
+    angle = lean + order * of_image.normal(num_leaves)
+    middle = of_image.uniform(num_leaves, 2, low=-1.1, high=1.1)
+    extent = torch.stack([size + slimness / 2, size - slimness / 2], dim=-1).exp()
+    to_leaf = _rotation(-angle) / extent[..., None]  # (B, num_leaves, 2, 2), from the image to a leaf of -1 to 1
+    along = (torch.arange(side, device=angle.device) + 0.5) * (2 / side) - 1 - middle[..., None]  # x and y, in steps
+    of_x, of_y = (
+        to_leaf[..., place, None] * along[:, :, place, None] for place in range(2)
+    )  # (B, num_leaves, 2, side)
+    x2, y2 = (of_x[..., None, :] + of_y[..., None]).flatten(3).square_().unbind(2)  # (B, num_leaves, side * side)
+    inside = (x2 < 1) & (y2 < 1) & (x2 + y2 - pointed * x2 * y2 < 1)
+    number = torch.arange(1, num_leaves + 1, dtype=torch.uint8, device=angle.device)[:, None]
+    topmost = (inside * number).amax(dim=1).long()  # 0 where there is no leaf
+    chosen = of_image.whole(1 + num_leaves, low=0, high=num_colours - 1)
+    colours = palette.gather(1, chosen[..., None].expand(-1, -1, 3)) + of_image.normal(1 + num_leaves, 3, std=0.06)
+    colours = colours * of_image.uniform(1, 1, low=0.7, high=1.25)
+    image = colours.clamp_(0, 1).mT.gather(2, topmost[:, None].expand(-1, 3, -1)).view(-1, 3, side, side)
+    return torch.ones_like(image[:, 0]), image, image
+
+
 FAMILIES: dict[str, Callable[[Numbers, Numbers, int], Layers]] = {
     "strokes": _strokes,
     "contours": _contours,
     "fractals": _fractals,
     "motifs": _motifs,
     "waves": _waves,
+    "leaves": _leaves,
 }
 
 
@@ -368,7 +400,12 @@ def _noisy(image: Tensor, of_image: Numbers) -> Tensor:
     side = image.shape[-1]
     strength, starts = of_image.uniform(low=0.02, high=0.12), of_image.whole(3, low=0, high=NOISE_STARTS - 1)
     rows = of_image.often(0.2).nonzero()[:, 0]
-    strip = Numbers(torch.zeros(1, dtype=torch.int64, device=image.device)).normal(NOISE_STARTS + side * side)[0]
-    noise = strip.unfold(0, side * side, 1)[starts[rows]].view(-1, 3, side, side)
+    noise = _noise(side * side, image.device).unfold(0, side * side, 1)[starts[rows]].view(-1, 3, side, side)
     image[rows] += strength[rows, None, None, None] * noise
     return image
+
+
+@functools.cache
+def _noise(length: int, device: torch.device) -> Tensor:
+    """A strip of noise, of which each image takes parts of this length."""
+    return Numbers(torch.zeros(1, dtype=torch.int64, device=device)).normal(NOISE_STARTS + length)[0]
