@@ -13,7 +13,7 @@ WRONG = {
     "--epochs 2 --warmup-epochs 5": "--warmup-epochs must be at least 0 and below --epochs 2, got 5",
     "--epochs 5 --warmup-epochs 2 --cooldown-epochs 3": "--warmup-epochs 2 and --cooldown-epochs 3 leave none of",
     "--lr 1e-6": "--min-lr must be at least 0 and at most --lr 1e-06, got 1e-05 by default",
-    "--warmup-lr 3": "--warmup-lr must be at most --lr 0.0005, got 3",
+    "--warmup-lr 3": "--warmup-lr must be at most --lr 0.003, got 3",
     "--hflip 2": "--hflip must be at least 0 and at most 1, got 2.0",
     "--scale 2 3": "--scale must be above 0 and at most 1 and the smaller one first, got 2.0 3.0",
     "--ratio 2 1": "--ratio must be above 0 and the smaller one first",

@@ -32,7 +32,7 @@ def test_gradients_are_clipped(tiny_config, monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    run_training(tiny_config(clip_grad=0.01, epochs=1))
+    run_training(tiny_config(clip_grad=0.01, epochs=1, opt="adamw"))
     assert norms
     assert np.max(norms) <= 0.0101
 

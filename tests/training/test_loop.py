@@ -123,7 +123,7 @@ def test_a_compiled_network_learns_and_is_saved_as_any_other(tiny_config, tmp_pa
 
 def test_training_learns(tiny_config):
     result = run_training(
-        tiny_config(epochs=6, lr=1e-2, scale=(0.8, 1.0), color_jitter=None, model_ema=False, smoothing=0.0)
+        tiny_config(epochs=6, opt="adamw", lr=1e-2, scale=(0.8, 1.0), color_jitter=None, model_ema=False, smoothing=0.0)
     )
     assert result.metrics[-1]["train_loss"] < 0.5 * result.metrics[0]["train_loss"]
     assert result.best_top1 == 100.0
@@ -159,7 +159,7 @@ def test_resuming_where_nothing_is_starts_fresh_and_says_so(tiny_config, capsys)
 
 def test_resuming_under_settings_that_change_the_result_is_refused(tiny_config):
     run_training(tiny_config(epochs=1))
-    with pytest.raises(UserError, match=r"lr was 0.0005, now 0.1; seed was 42, now 3"):
+    with pytest.raises(UserError, match=r"lr was 0.003, now 0.1; seed was 42, now 3"):
         run_training(tiny_config(epochs=1, resume=True, lr=0.1, seed=3))
 
 

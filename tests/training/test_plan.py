@@ -19,9 +19,9 @@ from t2t_vit.training.train import run_training
 FAST = Speed(step_s=0.1, image_s=0.001)
 
 
-def plan_of(*, speed=FAST, num_val=1000, steps_per_epoch=10, on_cpu=True, **settings):
+def plan_of(*, speed=FAST, num_val=1000, steps_per_epoch=10, on_cpu=True, probe_s=0.0, **settings):
     config = configure(TrainConfig, data="folder", model="t2t_vit_7", **settings)
-    return make_plan(config, speed, num_val=num_val, steps_per_epoch=steps_per_epoch, on_cpu=on_cpu)
+    return make_plan(config, speed, num_val=num_val, steps_per_epoch=steps_per_epoch, on_cpu=on_cpu, probe_s=probe_s)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,15 @@ def test_what_nobody_says_is_a_hundred_passes_and_enough_steps():
     assert plan_of(steps_per_epoch=2).num_steps == 600
     assert plan_of(steps_per_epoch=28).num_steps == 2800
     assert plan_of(steps_per_epoch=300, on_cpu=False).num_steps == 30_000
+
+
+def test_a_probe_is_part_of_what_evaluations_may_take():
+    often, seldom = (plan_of(steps=2000, speed=Speed(0.1, 1e-4), probe_s=probe_s) for probe_s in (0.0, 5.0))
+    rounds = seldom.num_steps // seldom.eval_every
+    assert rounds < often.num_steps // often.eval_every
+    assert rounds * (5.0 + 2 * seldom.eval_images * 1e-4) <= 0.15 * 200
+    less, more = (plan_of(max_time="60s", probe_s=probe_s).num_steps for probe_s in (5.0, 0.0))
+    assert less < more
 
 
 def test_a_cpu_is_never_busy_for_hours_by_default():

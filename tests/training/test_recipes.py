@@ -124,3 +124,9 @@ def test_few_labels_have_steps_of_their_own_and_no_evaluation_each_epoch():
     assert (config.epochs, config.warmup_epochs, config.eval_share) == (None, None, 0.1)
     assert settings("digits", "--labels", "50", "--epochs", "3").epochs == 3
     assert settings("digits").eval_share == 1.0
+
+
+def test_another_optimiser_has_its_own_learning_rate():
+    assert (settings("pets").opt, settings("pets").lr) == ("muon", 3e-3)
+    assert (settings("pets", "--opt", "adamw").opt, settings("pets", "--opt", "adamw").lr) == ("adamw", 5e-4)
+    assert settings("pets", "--opt", "adamw", "--lr", "1e-3").lr == 1e-3

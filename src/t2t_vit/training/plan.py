@@ -72,11 +72,14 @@ class Plan:
         return replace(self, num_steps=min(steps, self.wanted or steps), is_estimate=False)
 
 
-def make_plan(config: TrainConfig, speed: Speed, *, num_val: int, steps_per_epoch: int, on_cpu: bool) -> Plan:
+def make_plan(
+    config: TrainConfig, speed: Speed, *, num_val: int, steps_per_epoch: int, on_cpu: bool, probe_s: float = 0.0
+) -> Plan:
     """The plan of a run that starts now.
 
     The steps are those of --steps, of --epochs, or as many as --max-time has room for. Where none is given, they are
     `PASSES` over the images and at least `FEWEST_STEPS`; on a CPU as many as fit into `CPU_LIMIT_S`, if that is fewer.
+    An evaluation takes `probe_s` seconds besides.
     """
     limit_s = parse_duration(config.max_time) if config.max_time else None
     wanted = config.steps or (config.epochs or 0) * steps_per_epoch
@@ -84,17 +87,19 @@ def make_plan(config: TrainConfig, speed: Speed, *, num_val: int, steps_per_epoc
         wanted = max(FEWEST_STEPS, PASSES * steps_per_epoch)
         limit_s = CPU_LIMIT_S if on_cpu else None
     networks = 2 if config.model_ema else 1
-    final_s = (networks + 2) * num_val * speed.image_s  # the last evaluation, that of the best weights, and the report
+    final_s = (
+        networks + 2
+    ) * num_val * speed.image_s + probe_s  # the last evaluation, that of the best weights, and the report
     steps, is_estimate = wanted, False
     if limit_s is not None:
         fitting = max(1, int((limit_s - final_s) / (1 + (config.eval_share or 0)) / speed.step_s))
         steps, is_estimate = min(wanted or fitting, fitting), True
-    every, images = _evaluations(config, speed, steps, steps_per_epoch, num_val, networks)
+    every, images = _evaluations(config, speed, steps, steps_per_epoch, num_val, networks, probe_s)
     return Plan(steps, every, images, is_estimate, limit_s, wanted or None, final_s)
 
 
 def _evaluations(
-    config: TrainConfig, speed: Speed, steps: int, steps_per_epoch: int, num_val: int, networks: int
+    config: TrainConfig, speed: Speed, steps: int, steps_per_epoch: int, num_val: int, networks: int, probe_s: float
 ) -> tuple[int, int]:
     """Steps between evaluations, and their images, so that they take at most `eval_share` of the time.
 
@@ -109,7 +114,7 @@ def _evaluations(
     affordable = time_s / (networks * speed.image_s)  # images, over the whole run
     most = max(1, math.ceil(steps / steps_per_epoch))  # never more often than once an epoch
     images = min(num_val, max(FEWEST_EVALUATED, int(affordable / min(NUM_EVALUATIONS, most))))
-    times = max(1, min(most, int(affordable / images)))
+    times = max(1, min(most, int(time_s / (networks * images * speed.image_s + probe_s))))
     return steps_per_epoch * math.ceil(math.ceil(steps / times) / steps_per_epoch), images
 
 
@@ -164,10 +169,11 @@ def _measure(
     return sum(seconds[rest]) / max(sum(sizes[rest]), 1), sum(sizes) / max(len(sizes), 1)
 
 
-def expectation(plan: Plan, speed: Speed, *, networks: int, num_val: int) -> str:
+def expectation(plan: Plan, speed: Speed, *, networks: int, num_val: int, probe_s: float = 0.0) -> str:
     """The line before the first step: how long the run is going to take, and what for."""
-    evaluated = plan.num_steps // plan.eval_every * networks * plan.eval_images + (networks + 2) * num_val
-    seconds = plan.num_steps * speed.step_s + evaluated * speed.image_s
+    rounds = plan.num_steps // plan.eval_every
+    evaluated = rounds * networks * plan.eval_images + (networks + 2) * num_val
+    seconds = plan.num_steps * speed.step_s + evaluated * speed.image_s + rounds * probe_s
     part = f"{plan.eval_images:,} of {num_val:,} validation images" if plan.eval_images < num_val else "evaluation"
     return (
         f"expected: {format_duration(seconds)} for {plan.num_steps:,} steps of {speed.step_s:.2g} s, "

@@ -302,6 +302,14 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
         if config.resume:
             display.say(f"{run.directory.last} is not there yet: the run starts fresh.")
         speed = measure_speed(run.learner, *run.rehearsal_batches())
+        probe_s = 0.0
+        if run.probe is not None:
+            since = time.monotonic()
+            progress.probe_at_start = run.probe.measure(run.model, run.machine, run.data_config)
+            probe_s = time.monotonic() - since
+            display.say(
+                f"probe: {run.probe.name}: the untrained network's features give {progress.probe_at_start:.2f} %"
+            )
         num_val = len(run.source.val)
         progress.plan = run.machine.ask_main_process(
             lambda: make_plan(
@@ -310,16 +318,13 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
                 num_val=num_val,
                 steps_per_epoch=run.steps_per_epoch,
                 on_cpu=run.machine.device.type == "cpu",
+                probe_s=probe_s,
             )
         )
         names, sheet = run.source.class_names, run.directory.augmented
         run.machine.ask_main_process(lambda: show_augmented(run.learner, run.train_loader, names, sheet))
-        display.say(expectation(progress.plan, speed, networks=1 + config.model_ema, num_val=num_val))
-        if run.probe is not None:
-            progress.probe_at_start = run.probe.measure(run.model, run.machine, run.data_config)
-            display.say(
-                f"probe: {run.probe.name}: the untrained network's features give {progress.probe_at_start:.2f} %"
-            )
+        networks = 1 + config.model_ema
+        display.say(expectation(progress.plan, speed, networks=networks, num_val=num_val, probe_s=probe_s))
     run.learner.schedule_steps(progress.plan.num_steps, done=progress.step)
     run.began_s = time.monotonic() - progress.elapsed_s
     run.machine.ask_main_process(lambda: _open_trackers(run))
