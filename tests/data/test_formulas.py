@@ -20,8 +20,8 @@ MEANS = {  # of six images of 32 pixels
 def test_numbers_are_those_of_splitmix64():
     # Reference values of the published algorithm for the seed 0: its state grows by the golden gamma each time.
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    numbers = Numbers.__new__(Numbers)
-    numbers.key, numbers.num_drawn = torch.zeros(1, dtype=torch.int64), 0
+    numbers = Numbers(torch.zeros(1, dtype=torch.int64))
+    numbers.key = torch.zeros(1, dtype=torch.int64)
     found = numbers.uniform(3)[0]
     assert found.tolist() == [(value >> 40) / 2**24 for value in expected]
 

@@ -30,6 +30,8 @@ GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECC
 LUMINANCE = (0.299, 0.587, 0.114)
 LEAST_CONTRAST = 0.3
 """Least difference of luminance between ink and paper, both of 0 to 1."""
+AHEAD = 128
+"""Numbers of an image that are made at once, as a few take as long as these."""
 NOISE_STARTS = 20_000
 """Places of a strip of noise at which the noise of an image's channel may begin."""
 
@@ -55,14 +57,18 @@ class Numbers:
         assert isinstance(key, Tensor)
         self.key = key
         self.num_drawn = 0
+        self.ready, self.first_ready = torch.empty(len(key), 0, device=key.device), 0
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape), float32, evenly distributed from low to high."""
-        count = math.prod(shape)
-        places = torch.arange(self.num_drawn, self.num_drawn + count, device=self.key.device)
-        self.num_drawn += count
-        bits = _hash(self.key[:, None] + (places + 1) * GOLDEN) >> 40 & 0xFFFFFF
-        return bits.float().mul_((high - low) / 2**24).add_(low).view(-1, *shape)
+        first, last = self.num_drawn, self.num_drawn + math.prod(shape)
+        if last > self.first_ready + self.ready.shape[1]:
+            places = torch.arange(first, max(last, first + AHEAD), device=self.key.device)
+            bits = _hash(self.key[:, None] + (places + 1) * GOLDEN) >> 40 & 0xFFFFFF
+            self.ready, self.first_ready = bits.float(), first
+        self.num_drawn = last
+        ready = self.ready[:, first - self.first_ready : last - self.first_ready]
+        return (ready * ((high - low) / 2**24)).add_(low).view(-1, *shape)
 
     def normal(self, *shape: int, std: float = 1.0) -> Tensor:
         """(B, *shape), float32, normally distributed, at most 5 standard deviations from 0."""
@@ -322,12 +328,12 @@ def _cover(points: Tensor, radius: Tensor, side: int, *, largest: float) -> Tens
     spots = points[:, :, None] * side + radius[:, None, None, None] * dots * side + side
     spots = spots.to(torch.int32)
     x, y = spots[..., 0].flatten(1), spots[..., 1].flatten(1)
-    within = (x >= 0) & (x < fine) & (y >= 0) & (y < fine)
+    wide = fine + 2  # what lies outside goes to a border, which is thrown away
     row = torch.arange(len(points), device=points.device, dtype=torch.int32)[:, None]
-    flat = torch.where(within, (row * fine + y) * fine + x, len(points) * fine * fine)  # the last one is thrown away
-    canvas = torch.zeros(len(points) * fine * fine + 1, device=points.device)
-    canvas[flat.flatten().long()] = 1.0
-    return F.avg_pool2d(canvas[:-1].view(-1, 1, fine, fine), 2)[:, 0]
+    flat = (row * wide + y.clamp(-1, fine) + 1) * wide + x.clamp(-1, fine) + 1
+    canvas = torch.zeros(len(points) * wide * wide, device=points.device)
+    canvas.index_fill_(0, flat.flatten().long(), 1.0)
+    return F.avg_pool2d(canvas.view(-1, 1, wide, wide)[..., 1:-1, 1:-1], 2)[:, 0]
 
 
 def _luminance(colour: Tensor) -> Tensor:
