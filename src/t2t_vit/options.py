@@ -23,6 +23,7 @@ or a union of such types and None. Its rule stands beside it. One error tells al
 import dataclasses
 import difflib
 import functools
+import glob
 import math
 import operator
 import os
@@ -88,7 +89,7 @@ class Rule(TypedDict, total=False):
         needs: what must be switched on for an effect: "teacher", "mixup or cutmix", "mixup and cutmix".
         unless: what must be switched off for an effect: "crop_padding", "freeze_backbone or layer_decay".
         exists: the value is a file or a folder, or one of these names; a name that ends in / stands for all that begin
-            so. `refuse_missing` checks it.
+            so, and * for patterns that some file fits. `refuse_missing` checks it.
     """
 
     at_least: float | str
@@ -210,7 +211,9 @@ def missing(path: str, names: Collection[str]) -> bool:
     """Whether a path exists neither as a file or a folder nor among these names, as `Rule` has them."""
     if path in names or path.startswith(tuple(name for name in names if name.endswith("/"))):
         return False
-    return not os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111 (a name may be too long for a Path)
+    full = os.path.expanduser(path)  # noqa: PTH111 (a name may be too long for a Path)
+    fits = "*" in names and any(True for _ in glob.iglob(full, recursive=True))  # noqa: PTH207
+    return not fits and not os.path.exists(full)  # noqa: PTH110
 
 
 def _usual(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Labels of images as `t2t-vit predict` prints them."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -91,7 +92,102 @@ def test_written_as_a_table(small_checkpoint, images, tmp_path, capsys):
     assert row == [str(images / "a.PNG"), best, str(first), second, str(other), ""]
     assert broken[0] == str(images / "notes.txt")
     assert "no image format" in broken[-1]
-    assert best in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
+
+
+READERS = {
+    "csv": lambda path: list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))),
+    "jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+    "parquet": lambda path: pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist(),
+}
+each_kind = pytest.mark.parametrize("kind", READERS)
+
+
+def names_of(kind, path):
+    return [row["image" if kind == "jsonl" else "name"] for row in READERS[kind](path)]
+
+
+@each_kind
+def test_what_was_cut_off_goes_on_where_it_ended(kind, small_checkpoint, images, tmp_path, capsys):
+    paths = [images / "a.PNG", images / "b.png", images / "more" / "c.bmp"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert predict(small_checkpoint, *paths, f"--{kind}", whole, "--embed") == 0
+    assert predict(small_checkpoint, *paths[:2], f"--{kind}", part, "--embed") == 0
+    if kind != "parquet":
+        part.write_bytes(part.read_bytes()[:-3])  # as a killed process leaves it
+    capsys.readouterr()
+    assert predict(small_checkpoint, *paths, f"--{kind}", part, "--embed", "--resume") == 0
+    assert f"{2 if kind == 'parquet' else 1} of 3 images are written already" in capsys.readouterr().err
+    assert names_of(kind, part) == [str(path) for path in paths]
+    for ours, theirs in zip(READERS[kind](part), READERS[kind](whole), strict=True):
+        assert ours.keys() == theirs.keys()
+        ours, theirs = (json.loads(str(row["embedding"])) for row in (ours, theirs))
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert predict(small_checkpoint, *paths, f"--{kind}", part, "--embed", "--resume") == 0  # nothing is left to do
+    assert len(names_of(kind, part)) == 3
+
+
+@each_kind
+def test_a_file_of_others_is_not_gone_on_with(kind, small_checkpoint, images, tmp_path, capsys):
+    file = tmp_path / "labels"
+    assert predict(small_checkpoint, images / "b.png", f"--{kind}", file) == 0
+    assert predict(small_checkpoint, images / "b.png", f"--{kind}", file) == 2
+    assert "labels is there already: go on with it by --resume" in capsys.readouterr().err
+    assert predict(small_checkpoint, images / "a.PNG", f"--{kind}", file, "--resume") == 2
+    assert f"image 1 was {images / 'b.png'}, now it is {images / 'a.PNG'}" in capsys.readouterr().err
+    if kind != "jsonl":
+        assert predict(small_checkpoint, images / "b.png", f"--{kind}", file, "--resume", "--top-k", "1") == 2
+        assert "other columns" in (error := capsys.readouterr().err) or "has the columns" in error
+
+
+def test_a_row_whose_name_has_a_line_break_is_cut_off_whole(small_checkpoint, images, tmp_path):
+    odd = images / "more" / "a\nb.png"
+    (images / "a.PNG").rename(odd)
+    file = tmp_path / "labels.csv"
+    assert predict(small_checkpoint, images / "b.png", odd, "--csv", file) == 0
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.rindex(b"b.png")])
+    assert predict(small_checkpoint, images / "b.png", odd, "--csv", file, "--resume") == 0
+    assert names_of("csv", file) == [str(images / "b.png"), str(odd)]
+
+
+def test_images_come_from_patterns_lists_and_standard_input(images, tmp_path, monkeypatch):
+    first, second = images / "a.PNG", images / "b.png"
+    assert find_images([str(images / "**/*")]) == [first, images / "b.png", images / "more" / "c.bmp"]
+    listed = images / "list.csv"
+    listed.write_text(f"label,Path\nx,b.png\ny,{first}\nz,http://host/c.png\n")
+    assert find_images([str(listed)]) == [second, first, "http://host/c.png"]
+    listed.write_text("b.png\na.PNG\n")
+    assert find_images([str(listed)]) == [second, first]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{second}\n\n{first}\n"))
+    assert find_images(["-"]) == [second, first]
+    listed.write_text("")
+    with pytest.raises(UserError, match=r"list\.csv names no image"):
+        find_images([str(listed)])
+    with pytest.raises(UserError, match="No image fits the pattern"):
+        find_images([str(images / "*.txt")])
+
+
+def test_unlikely_labels_are_left_out_and_answers_averaged(small_checkpoint, images, capsys):
+    predictor = Predictor(small_checkpoint, device="cpu")
+    (best, high), (_, low), *_ = predictor(images / "a.PNG").labels
+    assert predict(small_checkpoint, images / "a.PNG", "--json", "--threshold", str((high + low) / 2)) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert [label["label"] for label in entry["labels"]] == [best]
+    with Image.open(images / "a.PNG") as image:
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pair = [dict(answer.labels) for answer in predictor([image, mirrored], flip=True)]
+        plain = dict(predictor(image).labels)
+    assert pair[0] == pytest.approx(pair[1], abs=1e-5)
+    assert pair[0] != pytest.approx(plain, abs=1e-5)
+
+
+def test_printing_and_writing_exclude_each_other(small_checkpoint, images, capsys):
+    assert predict(small_checkpoint, images, "--json", "--csv", "x.csv") == 2
+    assert "--json prints, and has no effect beside a file to write" in capsys.readouterr().err
+    assert predict(small_checkpoint, images, "--jsonl", "x", "--csv", "x.csv") == 2
+    assert predict(small_checkpoint, images, "--resume") == 2
+    assert "--resume has no effect without" in capsys.readouterr().err
 
 
 def test_a_folder_without_images(tmp_path):

@@ -1,20 +1,26 @@
 """Labels with probabilities, for images from anywhere."""
 
+import itertools
 import sys
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from t2t_vit.deploy.config import PredictConfig
-from t2t_vit.errors import UserError
+from t2t_vit.deploy.rows import Rows, as_json, open_rows
+from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.inputs import find_images
 from t2t_vit.inference.predictor import Prediction, Predictor
-from t2t_vit.runtime.files import json_text, write_csv
+from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.durations import format_duration
+from t2t_vit.runtime.files import as_bytes, json_text
 
 NUM_LABELS = 5
 
 
 def predict(config: PredictConfig) -> None:
-    """Prints the labels of images.
+    """Prints the labels of images, or writes them to a file.
 
     Raises:
         UserError: for unreadable images, named, after all others were predicted.
@@ -22,36 +28,89 @@ def predict(config: PredictConfig) -> None:
     paths = find_images(config.images)
     predictor = Predictor(config.checkpoint, device=config.device, background=config.background)
     print(predictor.checkpoint.report, file=sys.stderr)
-    done = []
-    for prediction in predictor(paths, config.top_k or NUM_LABELS, batch_size=config.batch_size):
-        done.append(prediction)
-        if not config.json and prediction.error is None:
-            lines = [f"{probability:8.1%}  {label}" for label, probability in prediction.labels]
-            if len(paths) > 1:
-                lines = [f"{prediction.name}{', '.join(lines[: config.top_k or 1])}"]
-            else:
-                lines = [prediction.name, *lines]
-            print("\n".join(lines), flush=True)  # at once, so that a long list can be watched
-    if config.csv:
-        write_csv(Path(config.csv), [_as_row(prediction) for prediction in done])
-    if config.json:
-        print(json_text([_as_json(prediction) for prediction in done]))
-    unreadable = [prediction.error for prediction in done if prediction.error is not None]
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(done)} images could not be read: {'; '.join(unreadable)}.")
+    top_k = min(config.top_k or NUM_LABELS, len(predictor.class_names))
+    rows = open_rows(
+        config.csv, config.jsonl, config.parquet, num_labels=top_k, embed=config.embed, resume=config.resume
+    )
+    done = 0 if rows is None else _number_done(rows, paths)
+    predictions = predictor(
+        paths[done:],
+        top_k,
+        embed=config.embed,
+        flip=config.flip,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
+    found = _Found(config.threshold)
+    if rows is not None:
+        _write(rows, found.pick(predictions), num_images=len(paths), num_done=done)
+    elif config.json:
+        _print_json(found.pick(predictions))
+    else:
+        _print_lines(found.pick(predictions), top_k=config.top_k or 1, is_only_one=len(paths) == 1)
+    if found.unreadable:
+        reasons = abbreviate(found.unreadable, separator="; ")
+        raise UserError(f"{len(found.unreadable):,} of {found.count:,} images could not be read: {reasons}.")
 
 
-def _as_json(prediction: Prediction) -> dict[str, Any]:
-    if prediction.error is not None:
-        return {"image": prediction.name, "error": prediction.error}
-    labels = [{"label": label, "probability": probability} for label, probability in prediction.labels]
-    return {"image": prediction.name, "labels": labels}
+class _Found:
+    """Counts predictions, keeps why images were not readable, and drops unlikely labels."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold, self.count, self.unreadable = threshold, 0, list[str]()
+
+    def pick(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        for prediction in predictions:
+            self.count += 1
+            if prediction.error is not None:
+                self.unreadable.append(prediction.error)
+            yield prediction._replace(labels=[label for label in prediction.labels if label[1] >= self.threshold])
 
 
-def _as_row(prediction: Prediction) -> dict[str, Any]:
-    """Columns of the table: the likeliest label, then the others by their rank; for an unreadable image the reason."""
-    row: dict[str, Any] = {"name": prediction.name}
-    for rank, (label, probability) in enumerate(prediction.labels, start=1):
-        suffix = "" if rank == 1 else f"_{rank}"
-        row |= {f"label{suffix}": label, f"probability{suffix}": probability}
-    return row if prediction.error is None else {**row, "error": prediction.error}
+def _number_done(rows: Rows, paths: Sequence[Path | str]) -> int:
+    """How many images have been written already, which must be the first of those asked for."""
+    for number, (old, path) in enumerate(itertools.zip_longest(rows.names, map(str, paths)), start=1):
+        if number > len(rows.names):
+            break
+        if path is None or old not in (path, as_bytes(path).decode("utf-8", "replace")):
+            now = "there is none" if path is None else f"it is {path}"
+            raise UserError(
+                f"What was written is of other images: image {number} was {old}, now {now}. Give the same images, or "
+                "write to another file."
+            )
+    return len(rows.names)
+
+
+def _write(rows: Rows, predictions: Iterable[Prediction], *, num_images: int, num_done: int) -> None:
+    display, since = Display(stderr=True), time.monotonic()
+    if num_done:
+        display.say(f"{num_done:,} of {num_images:,} images are written already")
+    try:
+        with display.steps("predicting", num_images, done=num_done) as bar:
+            for prediction in predictions:
+                rows.add(prediction)
+                bar.advance()
+    finally:
+        rows.close()
+    seconds, count = time.monotonic() - since, num_images - num_done
+    display.say(f"{count:,} images in {format_duration(seconds)}, {count / seconds:,.0f} a second")
+
+
+def _print_json(predictions: Iterable[Prediction]) -> None:
+    """Prints a list, an object after the other, so that it can be read while it grows."""
+    separator = "["
+    for prediction in predictions:
+        print(f"{separator}\n{textwrap.indent(json_text(as_json(prediction)), '  ')}", end="", flush=True)
+        separator = ","
+    print("[]" if separator == "[" else "\n]")
+
+
+def _print_lines(predictions: Iterable[Prediction], *, top_k: int, is_only_one: bool) -> None:
+    for prediction in predictions:
+        if prediction.error is not None:
+            continue
+        lines = [f"{probability:8.1%}  {label}" for label, probability in prediction.labels]
+        if is_only_one:
+            print("\n".join([prediction.name, *lines]))
+        else:
+            print(f"{prediction.name}{', '.join(lines[:top_k])}", flush=True)  # at once: a long list can be watched

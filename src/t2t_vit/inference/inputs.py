@@ -1,6 +1,9 @@
-"""Images from anywhere: open ones, files, folders of files, addresses."""
+"""Images from anywhere: open ones, files, folders of files, patterns, lists, addresses."""
 
+import csv
+import glob
 import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
@@ -14,23 +17,68 @@ from t2t_vit.data.pixels import RGB, Picture, PixelFormat
 from t2t_vit.errors import UserError
 from t2t_vit.runtime.downloads import is_url, read_url
 
+COLUMNS = ("path", "file", "filename", "image", "image_path", "name")
+"""How the column of a CSV is called that has the paths; without any of these, the first column has them."""
+
 ImageOrPath = Image.Image | str | os.PathLike[str]
 
 
 def find_images(words: Sequence[str]) -> list[Path | str]:
-    """The files and URLs that are named, and the images in the folders that are, at any depth.
+    """The files that some words stand for.
+
+    Args:
+        words: paths of files; folders, for the images in them at any depth; patterns such as photos/**/*.jpg; http(s)
+            URLs; .csv files, for the paths in a column of them; and -, for the paths on standard input, a line each.
 
     Raises:
-        UserError: for a folder without images.
+        UserError: for a folder without images, a pattern that nothing fits, or a list that cannot be read.
     """
-    found: list[Path | str] = []
-    for word in words:
-        path = Path(word).expanduser()
-        images = [word] if is_url(word) else _images_below(path) if path.is_dir() else [path]
-        if not images:
-            raise UserError(f"The folder {path} holds no image (.jpg, .png, .webp, .tif, .npy or others).")
-        found += images
-    return found
+    return [image for word in words for image in _find(word)]
+
+
+def _find(word: str) -> Sequence[Path | str]:
+    if is_url(word):
+        return [word]
+    if word == "-":
+        return [_as_path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+    path = Path(word).expanduser()
+    if path.is_dir():
+        if images := _images_below(path):
+            return images
+        raise UserError(f"The folder {path} holds no image (.jpg, .png, .webp, .tif, .npy or others).")
+    if path.exists():
+        return _listed(path) if path.suffix.lower() == ".csv" else [path]
+    if not glob.has_magic(word):
+        return [path]
+    fitting = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    if images := [one for one in fitting if one.suffix.lower() in image_extensions()]:
+        return images
+    raise UserError(f"No image fits the pattern {word}.")
+
+
+def _as_path(text: str) -> Path | str:
+    return text if is_url(text) else Path(text).expanduser()
+
+
+def _listed(file: Path) -> Sequence[Path | str]:
+    """The paths in a column of a CSV. They are looked for beside it, then from here.
+
+    Raises:
+        UserError: the file cannot be read, or is empty.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+            rows = [row for row in csv.reader(opened) if row]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"The list {file} cannot be read: {error}.") from error
+    header = rows[0] if rows else []
+    column = next((place for place, name in enumerate(header) if name.strip().lower() in COLUMNS), None)
+    texts = [row[column or 0] for row in rows[column is not None :] if len(row) > (column or 0)]
+    if not texts:
+        raise UserError(f"The list {file} names no image: a column of it must have paths.")
+    return [
+        beside if not is_url(text) and (beside := file.parent / text).exists() else _as_path(text) for text in texts
+    ]
 
 
 def _images_below(folder: Path) -> list[Path]:

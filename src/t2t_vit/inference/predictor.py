@@ -114,8 +114,9 @@ class Predictor:
         Args:
             images: an open image, or the path or http(s) URL of one; an iterable of these; or an image set.
             top_k: how many labels to give, the likeliest; None gives all.
-            options: `embed=True` adds embeddings, which networks of timm have; `batch_size`, by default 32; `workers`,
-                processes that read more images than one batch, by default one a core.
+            options: `embed=True` adds embeddings, which networks of timm have; `flip=True` averages the answers for
+                the image and its mirror image; `batch_size`, by default 32, on a GPU 256; `workers`, processes that
+                read more images than one batch, by default one a core.
 
         Returns:
             The prediction of one image, or an iterator over the predictions of many, in order.
@@ -136,14 +137,16 @@ class Predictor:
         top_k: int | None,
         *,
         embed: bool = False,
-        batch_size: int = 32,
+        flip: bool = False,
+        batch_size: int | None = None,
         workers: int | None = None,
     ) -> Iterator[Prediction]:
+        batch_size = batch_size or (32 if self.machine.device.type == "cpu" else 256)
         machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
         workers = workers if len(images) > batch_size else 0
         loader = evaluation_loader(images, self.data_config, batch_size=batch_size, machine=machine, workers=workers)
         num_classes, first = len(self.class_names), 0
-        for batch, logits, embeddings in self.stream(loader, embed=embed):
+        for batch, logits, embeddings in self.stream(loader, embed=embed, flip=flip):
             best = self.probabilities(logits).cpu().topk(min(top_k or num_classes, num_classes))  # (B, top_k)
             features = repeat(None) if embeddings is None else embeddings.to("cpu", torch.float32, copy=True)
             columns = (batch.indices.tolist(), best.indices.tolist(), best.values.tolist(), features)
@@ -166,6 +169,7 @@ class Predictor:
         loader: "DataLoader[Batch]",
         *,
         embed: bool = False,
+        flip: bool = False,
         display: Display | None = None,
         label: str = "predicting",
         stop: Callable[[], bool] = lambda: False,
@@ -173,6 +177,7 @@ class Predictor:
         """Runs the network in evaluation mode on each batch of this process's loader.
 
         Args:
+            flip: whether logits and embeddings are the means over each image and its mirror image.
             display: shows the progress, under `label`.
             stop: called after each batch; True ends the loop. All processes must get the same answer.
 
@@ -185,7 +190,7 @@ class Predictor:
         try:
             with (display or Display(silent=True)).steps(label, len(loader)) as steps:
                 for batch in loader:
-                    yield batch, *self._run(batch.images, embed)
+                    yield batch, *self._run(batch.images, embed, flip)
                     steps.advance()
                     if stop():
                         break
@@ -197,10 +202,18 @@ class Predictor:
         """Logits of this network, (B, num_classes), as calibrated probabilities, float32."""
         return (logits.float() / self.temperature).softmax(dim=-1)
 
-    def _run(self, images: Tensor, embed: bool) -> tuple[Tensor, Tensor | None]:
+    def _run(self, images: Tensor, embed: bool, flip: bool) -> tuple[Tensor, Tensor | None]:
         if len(images) == 0:
             return torch.empty(0, len(self.class_names), device=self.machine.device), None
         images = self.normalize(images)
+        logits, embeddings = self._forward(images, embed)
+        if flip:
+            mirrored = self._forward(images.flip(-1), embed)
+            logits = (logits + mirrored[0]) / 2
+            embeddings = None if mirrored[1] is None else (embeddings + mirrored[1]) / 2
+        return logits, embeddings
+
+    def _forward(self, images: Tensor, embed: bool) -> tuple[Tensor, Any]:
         with self.machine.autocast():
             if not embed:
                 return self.network(images), None

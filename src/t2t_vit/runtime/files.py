@@ -51,10 +51,10 @@ def as_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def json_text(content: Any) -> str:
+def json_text(content: Any, *, indent: int | None = 2) -> str:
     """JSON that keeps letters as they are; in ASCII where a file name is no valid text, so that all parsers read it."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    return text if _is_text(text) else json.dumps(content, indent=2)
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return text if _is_text(text) else json.dumps(content, indent=indent)
 
 
 def _is_text(text: str) -> bool:
