@@ -51,7 +51,7 @@ def main() -> None:
         for first in range(0, len(formulas), BATCH):
             rows = list(range(first, min(first + BATCH, len(formulas))))
             assert formulas.generate is not None
-            drawn = copies([Image.fromarray(one) for one in formulas.generate(rows, [epoch] * len(rows), 64)])
+            drawn = copies([Image.fromarray(one) for one in formulas.generate(rows, [epoch] * len(rows), side=64)])
             for name, one in wanted.items():
                 likeness = np.abs(one @ drawn.T)
                 best = likeness.argmax(axis=1)
@@ -73,7 +73,7 @@ def main() -> None:
         )
         for row in np.argsort(-found)[:PAIRS].tolist():
             epoch, place = places[name][row].tolist()
-            theirs = Image.fromarray(formulas.generate([place], [epoch], 64)[0])
+            theirs = Image.fromarray(formulas.generate([place], [epoch], side=64)[0])
             for one, caption in ((source.val.load(row), Path(name).name), (theirs, f"{found[row]:.3f}")):
                 pairs.append(np.asarray(one.convert("RGB").resize((SHOWN_PX, SHOWN_PX))))
                 captions.append(caption)

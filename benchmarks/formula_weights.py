@@ -1,6 +1,6 @@
 """Writes the weights that come with the package, without a head and in half precision, from their pre-training.
 
-t2t-vit pretrain --steps 5500 --eval-every 500 --output runs/formulas
+t2t-vit pretrain --steps 8000 --eval-every 500 --output runs/formulas
 python benchmarks/formula_weights.py runs/formulas src/t2t_vit/models/formulas.safetensors
 """
 
