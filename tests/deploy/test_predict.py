@@ -97,7 +97,7 @@ def test_written_as_a_table(small_checkpoint, images, tmp_path, capsys):
 
 READERS = {
     "csv": lambda path: list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))),
-    "jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+    "jsonl": lambda path: [json.loads(line) for line in path.read_text().split("\n") if line],
     "parquet": lambda path: pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist(),
 }
 each_kind = pytest.mark.parametrize("kind", READERS)
@@ -140,6 +140,29 @@ def test_a_file_of_others_is_not_gone_on_with(kind, small_checkpoint, images, tm
         assert "other columns" in (error := capsys.readouterr().err) or "has the columns" in error
 
 
+@each_kind
+@pytest.mark.parametrize("content", ["line one\nimportant last line", "one line", "name, age\nx, 3\nlast"])
+def test_a_file_that_is_no_such_table_stays_as_it_is(kind, content, small_checkpoint, images, tmp_path):
+    file = tmp_path / "notes"
+    file.write_text(content)
+    assert predict(small_checkpoint, images / "b.png", f"--{kind}", file, "--resume") == 2
+    assert file.read_text() == content
+
+
+@each_kind
+@pytest.mark.parametrize("name", ["x\u2028y.png", "x\x85y.png", "x\ry.png", "x\ny.png", 'x"y.png'])
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_odd_names_of_unreadable_images_are_gone_on_with(kind, name, cut, small_checkpoint, images, tmp_path):
+    odd = images / name
+    odd.write_text("no image")
+    file = tmp_path / "labels"
+    assert predict(small_checkpoint, images / "b.png", odd, f"--{kind}", file) == 2
+    if kind != "parquet":
+        file.write_bytes(file.read_bytes()[:-cut])
+    predict(small_checkpoint, images / "b.png", odd, images / "a.PNG", f"--{kind}", file, "--resume")
+    assert names_of(kind, file) == [str(images / "b.png"), str(odd), str(images / "a.PNG")]
+
+
 def test_a_row_whose_name_has_a_line_break_is_cut_off_whole(small_checkpoint, images, tmp_path):
     odd = images / "more" / "a\nb.png"
     (images / "a.PNG").rename(odd)
@@ -159,7 +182,7 @@ def test_images_come_from_patterns_lists_and_standard_input(images, tmp_path, mo
     assert find_images([str(listed)]) == [second, first, "http://host/c.png"]
     listed.write_text("b.png\na.PNG\n")
     assert find_images([str(listed)]) == [second, first]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{second}\n\n{first}\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{second}\n\n{first}\n".encode())))
     assert find_images(["-"]) == [second, first]
     listed.write_text("")
     with pytest.raises(UserError, match=r"list\.csv names no image"):

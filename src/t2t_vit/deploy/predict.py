@@ -1,6 +1,5 @@
 """Labels with probabilities, for images from anywhere."""
 
-import itertools
 import sys
 import textwrap
 import time
@@ -8,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from t2t_vit.deploy.config import PredictConfig
-from t2t_vit.deploy.rows import Rows, as_json, open_rows
+from t2t_vit.deploy.rows import Rows, as_json, as_text, open_rows
 from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.inference.inputs import find_images
 from t2t_vit.inference.predictor import Prediction, Predictor
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.durations import format_duration
-from t2t_vit.runtime.files import as_bytes, json_text
+from t2t_vit.runtime.files import json_text
 
 NUM_LABELS = 5
 
@@ -69,14 +68,15 @@ class _Found:
 
 def _number_done(rows: Rows, paths: Sequence[Path | str]) -> int:
     """How many images have been written already, which must be the first of those asked for."""
-    for number, (old, path) in enumerate(itertools.zip_longest(rows.names, map(str, paths)), start=1):
-        if number > len(rows.names):
-            break
-        if path is None or old not in (path, as_bytes(path).decode("utf-8", "replace")):
-            now = "there is none" if path is None else f"it is {path}"
+    if len(rows.names) > len(paths):
+        raise UserError(
+            f"{len(rows.names):,} images were written, and now there are {len(paths):,}: choose another file."
+        )
+    for number, (old, path) in enumerate(zip(rows.names, map(str, paths), strict=False), start=1):
+        if old not in (path, as_text(path)):
             raise UserError(
-                f"What was written is of other images: image {number} was {old}, now {now}. Give the same images, or "
-                "write to another file."
+                f"What was written is of other images: image {number:,} was {old}, now it is {path}. Give the same "
+                "images, or choose another file."
             )
     return len(rows.names)
 

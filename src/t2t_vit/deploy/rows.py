@@ -3,9 +3,8 @@
 import csv
 import io
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,25 +87,53 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     return {"image": prediction.name, "labels": labels, **embedding}
 
 
+def as_text(name: str) -> str:
+    """A name without the bytes that are no valid text."""
+    return as_bytes(name).decode("utf-8", "replace")
+
+
 class _Lines:
-    """A file of lines, to whose end more are written; what a killed process left of a line is removed before."""
+    """A file of records that end with a line, to whose end more are written.
+
+    What a killed process left of a record is removed with the first write, not before: the file may be another's.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with write_errors_told(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            content = path.read_bytes()
-        kept = content[: content.rfind(b"\n") + 1]
-        self.text = kept.decode("utf-8", "surrogateescape")
-        self.cut(len(kept))
+        self.path, self.size, self.is_cut = path, 0, False
 
-    def cut(self, size: int) -> None:
-        with write_errors_told(self.path):
-            os.truncate(self.path, size)
+    def read(self, begin: bytes, *, quoted: bool) -> Iterator[bytes]:
+        """The whole records.
+
+        Args:
+            begin: how the file begins if it is ours.
+            quoted: whether a line may end within quotation marks, where it ends no record.
+
+        Raises:
+            UserError: the file cannot be read, or begins otherwise.
+        """
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(len(begin))
+                if not begin.startswith(head):
+                    raise UserError(f"{self.path} holds no such predictions: choose another file.")
+                file.seek(0)
+                record = b""
+                for line in file:
+                    record += line
+                    if line.endswith(b"\n") and not (quoted and record.count(b'"') % 2):
+                        self.size += len(record)
+                        yield record
+                        record = b""
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}.") from error
 
     def write(self, line: str) -> None:
         with write_errors_told(self.path), self.path.open("ab") as file:
+            if not self.is_cut:
+                file.truncate(self.size)
+                self.is_cut = True
             file.write(as_bytes(line))
 
 
@@ -115,23 +142,20 @@ class CsvRows:
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.columns, self.lines = list(columns), _Lines(path)
-        header, *rows = list(csv.reader(io.StringIO(self.lines.text, newline=""))) or [[]]
-        if rows and len(rows[-1]) < len(header):  # a name may hold the end of a line: the row was cut off there
-            rows.pop()
-            kept = "".join(self._line(row) for row in [header, *rows])
-            self.lines.cut(len(as_bytes(kept)))
-        if header and header != self.columns:
+        header = self._line(self.columns)
+        texts = (record.decode("utf-8", "surrogateescape") for record in self.lines.read(b"name,", quoted=True))
+        self.is_new = (first := next(texts, None)) is None
+        if first not in (None, header):
             raise UserError(
-                f"{path} has the columns {', '.join(header)}, and these predictions {', '.join(self.columns)}: "
-                "choose another file."
+                f"{path} has the columns {first.strip()}, and these predictions {header.strip()}: choose another file."
             )
-        self.names = [row[0] for row in rows]
-        if not header:
-            self.lines.write(self._line(self.columns))
+        csv.field_size_limit(2**31 - 1)  # of an embedding
+        self.names = [next(csv.reader(io.StringIO(text, newline="")))[0] for text in texts]
 
     def add(self, prediction: Prediction) -> None:
         row = as_row(prediction)
-        self.lines.write(self._line([row.get(column, "") for column in self.columns]))
+        header, self.is_new = self._line(self.columns) if self.is_new else "", False
+        self.lines.write(header + self._line([row.get(column, "") for column in self.columns]))
 
     def close(self) -> None:
         pass
@@ -139,8 +163,8 @@ class CsvRows:
     @staticmethod
     def _line(cells: Sequence[Any]) -> str:
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue()
+        csv.writer(text).writerow(cells)  # its own end of a line makes it quote names that hold a part of that
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 class JsonRows:
@@ -149,8 +173,10 @@ class JsonRows:
     def __init__(self, path: Path) -> None:
         self.lines = _Lines(path)
         try:
-            self.names = [json.loads(line)["image"] for line in self.lines.text.splitlines()]
+            self.names = [json.loads(record)["image"] for record in self.lines.read(b'{"image": ', quoted=False)]
         except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{path} holds no predictions as JSON lines: choose another file.") from error
 
     def add(self, prediction: Prediction) -> None:
@@ -186,7 +212,7 @@ class ParquetRows:
 
     def add(self, prediction: Prediction) -> None:
         row = as_row(prediction)
-        self.buffer.append({**row, "name": as_bytes(row["name"]).decode("utf-8", "replace")})
+        self.buffer.append({key: as_text(cell) if isinstance(cell, str) else cell for key, cell in row.items()})
         if len(self.buffer) >= PART_ROWS or time.monotonic() - self.since > PART_S:
             self._write_part()
 

@@ -40,7 +40,7 @@ def _find(word: str) -> Sequence[Path | str]:
     if is_url(word):
         return [word]
     if word == "-":
-        return [_as_path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+        return _read_paths()
     path = Path(word).expanduser()
     if path.is_dir():
         if images := _images_below(path):
@@ -56,8 +56,17 @@ def _find(word: str) -> Sequence[Path | str]:
     raise UserError(f"No image fits the pattern {word}.")
 
 
+def _read_paths() -> Sequence[Path | str]:
+    """The paths on standard input."""
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    lines = [os.fsdecode(line) for line in content.replace(b"\r\n", b"\n").split(b"\n") if line.strip()]
+    if not lines:
+        raise UserError("Standard input names no image: it must have a path on each line.")
+    return [_as_path(line) for line in lines]
+
+
 def _as_path(text: str) -> Path | str:
-    return text if is_url(text) else Path(text).expanduser()
+    return text if is_url(text) else Path(text)
 
 
 def _listed(file: Path) -> Sequence[Path | str]:
@@ -74,10 +83,15 @@ def _listed(file: Path) -> Sequence[Path | str]:
     header = rows[0] if rows else []
     column = next((place for place, name in enumerate(header) if name.strip().lower() in COLUMNS), None)
     texts = [row[column or 0] for row in rows[column is not None :] if len(row) > (column or 0)]
+    texts = [text for text in texts if text.strip()]
     if not texts:
-        raise UserError(f"The list {file} names no image: a column of it must have paths.")
+        raise UserError(
+            f"The list {file} names no image: it needs a column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}."
+        )
+    beside = [os.path.join(file.parent, text) for text in texts]  # noqa: PTH118 (it may be too long for a Path)
     return [
-        beside if not is_url(text) and (beside := file.parent / text).exists() else _as_path(text) for text in texts
+        Path(there) if not is_url(text) and os.path.exists(there) else _as_path(text)  # noqa: PTH110
+        for text, there in zip(texts, beside, strict=True)
     ]
 
 
