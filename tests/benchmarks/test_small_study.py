@@ -32,7 +32,8 @@ def words(tmp_path):
 def test_a_grid_multiplies_the_arms_of_the_file(study):
     arms = study.read_arms(study.ARMS, ["t2t", "resnet18"], ["lr=2e-4,1e-3", "weight_decay=0.2"])
     assert list(arms) == [f"{arm} lr={lr} weight_decay=0.2" for arm in ("t2t", "resnet18") for lr in ("2e-4", "1e-3")]
-    assert arms["t2t lr=1e-3 weight_decay=0.2"] == {"model": "t2t_vit_7", "lr": "1e-3", "weight_decay": "0.2"}
+    point = {"lr": "1e-3", "weight_decay": "0.2"}
+    assert arms["t2t lr=1e-3 weight_decay=0.2"] == {"model": "t2t_vit_7", "opt": "adamw", **point}
     with pytest.raises(UserError, match=r"Unknown arm 'resnet81'\. Did you mean resnet18"):
         study.read_arms(study.ARMS, ["resnet81"], [])
 
