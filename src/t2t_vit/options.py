@@ -201,7 +201,7 @@ def refuse_missing(config: Settings) -> None:
         if name not in config.given or value is None or names is None:
             continue
         if absent := [path for path in (value if isinstance(value, tuple) else [value]) if missing(path, names)]:
-            near = difflib.get_close_matches(absent[0], names, n=1)
+            near = difflib.get_close_matches(absent[0], [name for name in names if name.isalnum()], n=1)
             meant = f"Did you mean {near[0]}?" if near else f"Expected {option.help}."
             problems.append(f"{option.flag}: there is no file or folder {abbreviate(absent)}. {meant}")
     _refuse(problems)

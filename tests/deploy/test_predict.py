@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from t2t_vit import Predictor
 from t2t_vit.cli import main
+from t2t_vit.deploy.rows import as_text
 from t2t_vit.errors import UserError
 from t2t_vit.inference.inputs import find_images
 
@@ -96,7 +98,9 @@ def test_written_as_a_table(small_checkpoint, images, tmp_path, capsys):
 
 
 READERS = {
-    "csv": lambda path: list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))),
+    "csv": lambda path: list(
+        csv.DictReader(io.StringIO(path.read_bytes().decode(errors="surrogateescape"), newline=""))
+    ),
     "jsonl": lambda path: [json.loads(line) for line in path.read_text().split("\n") if line],
     "parquet": lambda path: pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist(),
 }
@@ -137,11 +141,11 @@ def test_a_file_of_others_is_not_gone_on_with(kind, small_checkpoint, images, tm
     assert f"image 1 was {images / 'b.png'}, now it is {images / 'a.PNG'}" in capsys.readouterr().err
     if kind != "jsonl":
         assert predict(small_checkpoint, images / "b.png", f"--{kind}", file, "--resume", "--top-k", "1") == 2
-        assert "other columns" in (error := capsys.readouterr().err) or "has the columns" in error
+        assert "other columns" in (error := capsys.readouterr().err) or "does not begin with name,label" in error
 
 
 @each_kind
-@pytest.mark.parametrize("content", ["line one\nimportant last line", "one line", "name, age\nx, 3\nlast"])
+@pytest.mark.parametrize("content", ["line one\nimportant last line", "one line", "name,age", "name,label\nx,3\nlast"])
 def test_a_file_that_is_no_such_table_stays_as_it_is(kind, content, small_checkpoint, images, tmp_path):
     file = tmp_path / "notes"
     file.write_text(content)
@@ -161,6 +165,19 @@ def test_odd_names_of_unreadable_images_are_gone_on_with(kind, name, cut, small_
         file.write_bytes(file.read_bytes()[:-cut])
     predict(small_checkpoint, images / "b.png", odd, images / "a.PNG", f"--{kind}", file, "--resume")
     assert names_of(kind, file) == [str(images / "b.png"), str(odd), str(images / "a.PNG")]
+
+
+@each_kind
+def test_bytes_that_are_no_text_are_gone_on_with_too(kind, small_checkpoint, images, tmp_path):
+    odd = images / os.fsdecode(b"x\xff.png")
+    odd.write_text("no image")
+    file = tmp_path / "labels"
+    assert predict(small_checkpoint, odd, f"--{kind}", file) == 2
+    if kind == "parquet":
+        (file / ".part-00001.parquet.tmp").write_text("what a killed process leaves")
+    assert predict(small_checkpoint, odd, images / "a.PNG", f"--{kind}", file, "--resume") == 0
+    name = as_text(str(odd)) if kind == "parquet" else str(odd)
+    assert names_of(kind, file) == [name, str(images / "a.PNG")]
 
 
 def test_a_row_whose_name_has_a_line_break_is_cut_off_whole(small_checkpoint, images, tmp_path):

@@ -295,7 +295,7 @@ def test_a_disk_that_takes_no_more_is_named_as_the_cause(tmp_path):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
 def test_a_table_that_cannot_be_written_is_a_mistake_of_the_users(name, tiny_config):
     config = tiny_config(epochs=1)
-    (Path(config.output) / f"{name}.tmp").mkdir(parents=True)
+    (Path(config.output) / f".{name}.tmp").mkdir(parents=True)
     with pytest.raises(UserError, match=f"{name} could not be written: Is a directory"):
         run_training(config)
 

@@ -140,8 +140,7 @@ def _fractals(of_class: Numbers, of_image: Numbers, side: int) -> Layers:
     rows = torch.arange(len(walkers), device=walkers.device)[:, None]
     choices = (of_image.uniform(num_steps, num_walkers) * used[..., None]).long()
     visited = []
-    for step in range(num_steps):
-        chosen = choices[:, step]
+    for step, chosen in enumerate(choices.unbind(1)):
         walkers = (maps[rows, chosen] @ walkers[..., None]).squeeze(-1) + offsets[rows, chosen]
         if step >= 8:  # by then they are near the attractor
             visited.append(walkers)
@@ -192,9 +191,8 @@ def _leaves(of_class: Numbers, of_image: Numbers, side: int) -> Layers:
     num_leaves, num_colours = 24, 5
     palette = of_class.uniform(num_colours, 3)
     pointed = of_class.choose(-4.0, 0.0, 0.0, 0.9, 1.0)[:, None, None]  # a star, discs, a soft and a sharp square
-    size = of_class.uniform(1, low=-2.4, high=-1.0) + of_class.uniform(1, low=0.05, high=0.7) * of_image.normal(
-        num_leaves
-    )
+    typical, spread = of_class.uniform(1, low=-2.4, high=-1.0), of_class.uniform(1, low=0.05, high=0.7)
+    size = typical + spread * of_image.normal(num_leaves)
     slimness = of_class.uniform(1, high=0.8) + of_image.normal(num_leaves, std=0.1)
     lean, order = of_class.uniform(1, high=math.pi), of_class.uniform(1, low=0.1, high=1.5)
     angle = lean + order * of_image.normal(num_leaves)
@@ -202,9 +200,8 @@ def _leaves(of_class: Numbers, of_image: Numbers, side: int) -> Layers:
     extent = torch.stack([size + slimness / 2, size - slimness / 2], dim=-1).exp()
     to_leaf = _rotation(-angle) / extent[..., None]  # (B, num_leaves, 2, 2), from the image to a leaf of -1 to 1
     along = (torch.arange(side, device=angle.device) + 0.5) * (2 / side) - 1 - middle[..., None]  # x and y, in steps
-    of_x, of_y = (
-        to_leaf[..., place, None] * along[:, :, place, None] for place in range(2)
-    )  # (B, num_leaves, 2, side)
+    # What x and y add to both places in the leaf, each (B, num_leaves, 2, side).
+    of_x, of_y = (to_leaf[..., place, None] * along[:, :, place, None] for place in range(2))
     x2, y2 = (of_x[..., None, :] + of_y[..., None]).flatten(3).square_().unbind(2)  # (B, num_leaves, side * side)
     inside = (x2 < 1) & (y2 < 1) & (x2 + y2 - pointed * x2 * y2 < 1)
     number = torch.arange(1, num_leaves + 1, dtype=torch.uint8, device=angle.device)[:, None]

@@ -1,32 +1,26 @@
 """Settings of the commands that use a trained network."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from t2t_vit.data.config import BACKGROUND_HELP
+from t2t_vit.inference.config import IMAGES, IMAGES_HELP
 from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, option
-
-OUTPUTS = ("csv", "jsonl", "parquet")
-"""Settings that name what predictions are written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Settings):
     """Name what is on images, with probabilities."""
 
-    images: tuple[str, ...] = argument(
-        "image files, folders of them, patterns in quotes, http(s) URLs, .csv files with a column of paths, and - for "
-        "paths on standard input",
-        metavar="IMAGE",
-        exists=(*URLS, "-", "*"),
-    )
+    images: tuple[str, ...] = argument(IMAGES_HELP, metavar="IMAGE", exists=IMAGES)
     checkpoint: str = option(
         ..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=(*URLS, *SHIPPED)
     )
     top_k: int | None = option(
         None,
-        "labels to show for each image, the likeliest first; by default 5, or 1 where many images get a line each",
+        "labels to show for each image, the likeliest first; by default 5, or 1 where several are printed",
         metavar="K",
         at_least=1,
     )
@@ -50,6 +44,9 @@ class PredictConfig(Settings):
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
 
     def contradictions(self) -> Iterable[str]:
-        """Printing and writing exclude each other."""
-        if self.json and any(getattr(self, name) for name in OUTPUTS):
+        """Printing and writing exclude each other, and what is there is not overwritten."""
+        output = self.csv or self.jsonl or self.parquet
+        if self.json and output:
             yield "--json prints, and has no effect beside a file to write: leave it out."
+        if output and not self.resume and os.path.exists(output):  # noqa: PTH110 (it may be too long for a Path)
+            yield f"{output} is there already: go on with it by --resume, remove it, or choose another name."

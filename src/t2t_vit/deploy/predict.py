@@ -28,9 +28,7 @@ def predict(config: PredictConfig) -> None:
     predictor = Predictor(config.checkpoint, device=config.device, background=config.background)
     print(predictor.checkpoint.report, file=sys.stderr)
     top_k = min(config.top_k or NUM_LABELS, len(predictor.class_names))
-    rows = open_rows(
-        config.csv, config.jsonl, config.parquet, num_labels=top_k, embed=config.embed, resume=config.resume
-    )
+    rows = open_rows(config.csv, config.jsonl, config.parquet, num_labels=top_k, embed=config.embed)
     done = 0 if rows is None else _number_done(rows, paths)
     predictions = predictor(
         paths[done:],

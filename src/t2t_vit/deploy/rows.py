@@ -36,28 +36,22 @@ class Rows(Protocol):
         """Writes what is not written yet."""
 
 
-def open_rows(
-    csv: str | None, jsonl: str | None, parquet: str | None, *, num_labels: int, embed: bool, resume: bool
-) -> Rows | None:
-    """What to write to, of the three; None without any.
+def open_rows(csv: str | None, jsonl: str | None, parquet: str | None, *, num_labels: int, embed: bool) -> Rows | None:
+    """What to write to, of the three, with what an earlier run wrote; None without any.
 
     Args:
         num_labels: the most labels of an image.
         embed: whether rows have embeddings.
-        resume: whether to go on with what is there.
 
     Raises:
-        UserError: there is something, and it is not to be gone on with, or is no such file.
+        UserError: what is there are no predictions of this kind.
     """
-    path = csv or jsonl or parquet
-    if path is None:
-        return None
-    file = Path(path).expanduser()
-    if file.exists() and not resume:
-        raise UserError(f"{file} is there already: go on with it by --resume, remove it, or choose another name.")
+    columns = columns_of(num_labels, embed=embed)
     if csv:
-        return CsvRows(file, columns_of(num_labels, embed=embed))
-    return JsonRows(file) if jsonl else ParquetRows(file, columns_of(num_labels, embed=embed))
+        return CsvRows(Path(csv), columns)
+    if jsonl:
+        return JsonRows(Path(jsonl))
+    return ParquetRows(Path(parquet), columns) if parquet else None
 
 
 def columns_of(num_labels: int, *, embed: bool) -> list[str]:
@@ -92,73 +86,87 @@ def as_text(name: str) -> str:
     return as_bytes(name).decode("utf-8", "replace")
 
 
-class _Lines:
-    """A file of records that end with a line, to whose end more are written.
+class LineRows:
+    """A file of rows that end with a line, to whose end more are written.
 
-    What a killed process left of a record is removed with the first write, not before: the file may be another's.
+    What a killed process left of a row is removed with the first write, not before: the file may be another's.
+
+    Args:
+        begin: how the file begins if it is ours.
+
+    Raises:
+        UserError: the file cannot be read, or begins otherwise.
     """
 
-    def __init__(self, path: Path) -> None:
+    header = ""
+    may_quote = False
+    """Whether a line may end within quotation marks, where it ends no row."""
+
+    def __init__(self, path: Path, begin: str) -> None:
         self.path, self.size, self.is_cut = path, 0, False
-
-    def read(self, begin: bytes, *, quoted: bool) -> Iterator[bytes]:
-        """The whole records.
-
-        Args:
-            begin: how the file begins if it is ours.
-            quoted: whether a line may end within quotation marks, where it ends no record.
-
-        Raises:
-            UserError: the file cannot be read, or begins otherwise.
-        """
         try:
-            with self.path.open("rb") as file:
-                head = file.read(len(begin))
-                if not begin.startswith(head):
-                    raise UserError(f"{self.path} holds no such predictions: choose another file.")
-                file.seek(0)
-                record = b""
-                for line in file:
-                    record += line
-                    if line.endswith(b"\n") and not (quoted and record.count(b'"') % 2):
-                        self.size += len(record)
-                        yield record
-                        record = b""
-        except FileNotFoundError:
-            return
+            self.names = [self.name_of(row) for row in self._read_rows(begin.encode())]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} holds no predictions of this kind: choose another file.") from error
         except OSError as error:
-            raise UserError(f"{self.path} cannot be read: {error.strerror}.") from error
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
-    def write(self, line: str) -> None:
+    def _read_rows(self, begin: bytes) -> Iterator[str]:
+        """The whole rows, without the header."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            if not begin.startswith(file.read(len(begin))):
+                ours = begin.decode().strip()
+                raise UserError(
+                    f"{self.path} does not begin with {ours}, as these predictions do: choose another file."
+                )
+            file.seek(0)
+            row = b""
+            for line in file:
+                row += line
+                if line.endswith(b"\n") and not (self.may_quote and row.count(b'"') % 2):
+                    is_header, self.size = self.size < len(self.header), self.size + len(row)
+                    if not is_header:
+                        yield row.decode("utf-8", "surrogateescape")
+                    row = b""
+
+    def add(self, prediction: Prediction) -> None:
         with write_errors_told(self.path), self.path.open("ab") as file:
             if not self.is_cut:
                 file.truncate(self.size)
+                file.write(self.header.encode() if self.size == 0 else b"")
                 self.is_cut = True
-            file.write(as_bytes(line))
-
-
-class CsvRows:
-    """Comma-separated values; an embedding is a list in brackets."""
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.columns, self.lines = list(columns), _Lines(path)
-        header = self._line(self.columns)
-        texts = (record.decode("utf-8", "surrogateescape") for record in self.lines.read(b"name,", quoted=True))
-        self.is_new = (first := next(texts, None)) is None
-        if first not in (None, header):
-            raise UserError(
-                f"{path} has the columns {first.strip()}, and these predictions {header.strip()}: choose another file."
-            )
-        csv.field_size_limit(2**31 - 1)  # of an embedding
-        self.names = [next(csv.reader(io.StringIO(text, newline="")))[0] for text in texts]
-
-    def add(self, prediction: Prediction) -> None:
-        row = as_row(prediction)
-        header, self.is_new = self._line(self.columns) if self.is_new else "", False
-        self.lines.write(header + self._line([row.get(column, "") for column in self.columns]))
+            file.write(as_bytes(self.row_of(prediction)))
 
     def close(self) -> None:
-        pass
+        """Nothing is left to write."""
+
+    def row_of(self, prediction: Prediction) -> str:
+        """A prediction as a row."""
+        raise NotImplementedError
+
+    def name_of(self, row: str) -> str:
+        """The image of a row."""
+        raise NotImplementedError
+
+
+class CsvRows(LineRows):
+    """Comma-separated values; an embedding is a list in brackets."""
+
+    may_quote = True
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.columns, self.header = columns, self._line(columns)
+        csv.field_size_limit(2**31 - 1)  # of an embedding
+        super().__init__(path, self.header)
+
+    def row_of(self, prediction: Prediction) -> str:
+        row = as_row(prediction)
+        return self._line([row.get(column, "") for column in self.columns])
+
+    def name_of(self, row: str) -> str:
+        return next(csv.reader(io.StringIO(row, newline="")))[0]
 
     @staticmethod
     def _line(cells: Sequence[Any]) -> str:
@@ -167,23 +175,17 @@ class CsvRows:
         return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-class JsonRows:
+class JsonRows(LineRows):
     """A JSON object on each line."""
 
     def __init__(self, path: Path) -> None:
-        self.lines = _Lines(path)
-        try:
-            self.names = [json.loads(record)["image"] for record in self.lines.read(b'{"image": ', quoted=False)]
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} holds no predictions as JSON lines: choose another file.") from error
+        super().__init__(path, '{"image": ')
 
-    def add(self, prediction: Prediction) -> None:
-        self.lines.write(json_text(as_json(prediction), indent=None) + "\n")
+    def row_of(self, prediction: Prediction) -> str:
+        return json_text(as_json(prediction), indent=None) + "\n"
 
-    def close(self) -> None:
-        pass
+    def name_of(self, row: str) -> str:
+        return str(json.loads(row)["image"])
 
 
 class ParquetRows:

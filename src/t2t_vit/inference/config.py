@@ -1,4 +1,4 @@
-"""Settings of an evaluation."""
+"""Settings of an evaluation, and how images are named."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,13 @@ from typing import Any, Literal
 from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, DATA_HELP, SOURCES
 from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, option
+
+IMAGES = (*URLS, "-", "*")
+"""What images may be called by that is no path: see `find_images`."""
+IMAGES_HELP = (
+    "image files, folders of them, patterns in quotes, http(s) URLs, .csv files with a column of paths, and - for "
+    "paths on standard input"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

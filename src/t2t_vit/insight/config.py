@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from t2t_vit.data.config import BACKGROUND_HELP
+from t2t_vit.inference.config import IMAGES, IMAGES_HELP
 from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, option
 
@@ -25,7 +26,7 @@ class ModelsConfig(Settings):
 class VisualizeConfig(Settings):
     """Show what networks see in images: feature maps, tokens, attention, and where the class score comes from."""
 
-    images: tuple[str, ...] = argument("image files, folders of them, and http(s) URLs", metavar="IMAGE", exists=URLS)
+    images: tuple[str, ...] = argument(IMAGES_HELP, metavar="IMAGE", exists=IMAGES)
     checkpoint: tuple[str, ...] = option(
         (),
         "weights of the networks, in any known format: paths or http(s) URLs",

@@ -32,7 +32,7 @@ def write_errors_told(path: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file that replaces `path` when it is complete. Raises `UserError` if it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden, so that nobody who reads the folder takes it for whole
     with write_errors_told(path):
         try:
             with temporary.open("wb") as file:

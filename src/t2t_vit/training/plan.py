@@ -87,9 +87,8 @@ def make_plan(
         wanted = max(FEWEST_STEPS, PASSES * steps_per_epoch)
         limit_s = CPU_LIMIT_S if on_cpu else None
     networks = 2 if config.model_ema else 1
-    final_s = (
-        networks + 2
-    ) * num_val * speed.image_s + probe_s  # the last evaluation, that of the best weights, and the report
+    # The last evaluation, that of the best weights, and the report.
+    final_s = (networks + 2) * num_val * speed.image_s + probe_s
     steps, is_estimate = wanted, False
     if limit_s is not None:
         fitting = max(1, int((limit_s - final_s) / (1 + (config.eval_share or 0)) / speed.step_s))

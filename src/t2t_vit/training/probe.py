@@ -29,25 +29,22 @@ class Probe:
         name: of the data, and how many labels.
         labelled: the images that a ridge classifier is fitted to, in two parts.
         others: those that it is measured on.
+        classifier: of scikit-learn, not fitted yet.
     """
 
     name: str
     labelled: "tuple[DataLoader[Batch], DataLoader[Batch]]"
     others: "DataLoader[Batch]"
+    classifier: Any
 
     def measure(self, model: nn.Module, machine: Machine, data_config: dict[str, Any]) -> float:
         """Top-1 in percent of a ridge classifier on the pooled features. All processes call this together."""
-        from sklearn.linear_model import RidgeClassifierCV  # here, because they take a second to import
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         predictor = Predictor(model, machine=machine, data_config=data_config, class_names=["any"])
         *few, rest = (predict_all(predictor, loader, Display(silent=True)) for loader in (*self.labelled, self.others))
         embeddings, labels = (
             np.concatenate([getattr(part, name) for part in few]) for name in ("embeddings", "labels")
         )
-        classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(STRENGTHS)).fit(embeddings, labels)
-        return 100 * float(classifier.score(rest.embeddings, rest.labels))
+        return 100 * float(self.classifier.fit(embeddings, labels).score(rest.embeddings, rest.labels))
 
 
 def open_probe(config: TrainConfig, machine: Machine, data_config: dict[str, Any]) -> Probe | None:
@@ -58,6 +55,10 @@ def open_probe(config: TrainConfig, machine: Machine, data_config: dict[str, Any
     """
     if config.probe is None:
         return None
+    from sklearn.linear_model import RidgeClassifierCV  # here, because they take a second to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if config.probe == config.data:
         raise UserError(f"--probe must be other data than {config.data}, which is trained on.")
     data, count = config.probe, config.probe_labels
@@ -68,4 +69,5 @@ def open_probe(config: TrainConfig, machine: Machine, data_config: dict[str, Any
         evaluation_loader(images, data_config, batch_size=64, machine=machine, workers=0)
         for images in (source.train, source.val, source.test)
     )
-    return Probe(f"{source.short_name}, {count} labels", (first, second), others)
+    classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(STRENGTHS))
+    return Probe(f"{source.short_name}, {count} labels", (first, second), others, classifier)

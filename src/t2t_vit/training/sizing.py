@@ -114,7 +114,8 @@ def enlarge_batch(
 ) -> tuple[TrainConfig, list[str]]:
     """The settings with the largest batch that a GPU has memory for and that leaves an epoch enough steps.
 
-    The learning rate grows with the square root of the batch, as suits AdamW (Malladi et al. 2022).
+    The learning rate grows with the square root of the batch, as suits AdamW (Malladi et al. 2022); with Muon
+    that is not measured.
 
     Args:
         config: its batch is one that is small enough for the images.
