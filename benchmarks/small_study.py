@@ -3,7 +3,7 @@
     python benchmarks/small_sets.py sets
     python benchmarks/small_study.py --sets-folder sets --sets digits,letters,crops --labels 10,20 --seeds 5 --steps 300 \\
         --arms t2t,resnet18 --output results.csv
-    python benchmarks/small_study.py --summary results.csv --base t2t
+    python benchmarks/small_study.py --summary results.csv --base t2t --plot curves.png
 
 An arm is a name with settings of `t2t_vit.train`, a line of small_arms.yaml; what it leaves open is the recipe's. Beside
 --grid lr=2e-4,5e-4 weight_decay=0.05,0.2 each arm runs with each pair of values. Runs whose row is in the output are
@@ -32,12 +32,15 @@ from typing import Any
 
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from t2t_vit.errors import UserError, closest
 from t2t_vit.inference.evaluate import Accuracy, measure_accuracy
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
 from t2t_vit.insight.complexity import count_parameters
 from t2t_vit.options import build
+from t2t_vit.pictures.label_curves import draw_label_curves
+from t2t_vit.pictures.style import styled
 from t2t_vit.runtime.console import Display
 from t2t_vit.training.config import BUDGETS, TrainConfig
 from t2t_vit.training.loop import fit
@@ -346,6 +349,27 @@ def table(
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+@styled
+def plot(rows: Sequence[Row], path: Path, *, metric: str) -> None:
+    """Writes accuracy against labels, a panel for each set, for the arms that have several numbers of labels."""
+    curves: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for row in rows:
+        of_arm = curves.setdefault(row["set"], {}).setdefault(row["arm"], {})
+        of_arm.setdefault(int(row["labels"]), []).append(float(row[metric]))
+    curves = {name: {arm: of for arm, of in arms.items() if len(of) > 1} for name, arms in curves.items()}
+    curves = {name: arms for name, arms in curves.items() if arms}
+    if not curves:
+        raise UserError("--plot draws accuracy against labels: the tables have no arm with several numbers of them.")
+    figure = Figure(figsize=(11, 3.6 * math.ceil(len(curves) / 2)), dpi=130, layout="constrained")
+    panels = figure.subplots(math.ceil(len(curves) / 2), 2, squeeze=False).flat
+    for axes, (name, arms) in zip(panels, curves.items(), strict=False):
+        draw_label_curves(axes, arms)
+        axes.set_title(f"{name}: {metric}, %", loc="left", weight="bold")
+    for axes in list(panels):  # an odd number leaves one empty
+        axes.set_axis_off()
+    figure.savefig(path)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -369,6 +393,7 @@ def main() -> int:
     parser.add_argument("--summary", type=Path, nargs="+", metavar="CSV", help="train nothing, and sum up these tables")
     parser.add_argument("--base", default="t2t", help="arm that the others are compared with")
     parser.add_argument("--metric", default="top1", choices=("top1", "average_top1", "loss"))
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw accuracy against labels beside the summary")
     parser.add_argument("--best-of-grid", action="store_true", help="sum up the best point of the grid of each arm")
     words = parser.parse_args()
     if words.output is None and words.summary is None:
@@ -378,6 +403,8 @@ def main() -> int:
         if words.summary:
             rows = read_rows(words.summary)
             print(summarize(rows, base=words.base, metric=words.metric, best_of_grid=words.best_of_grid))
+            if words.plot:
+                plot(rows, words.plot, metric=words.metric)
             return 0
         jobs = list(jobs_of(read_arms(words.arms_file, words.arms, words.grid), words))
         return run_jobs(jobs, words.output, keep=words.keep, quiet=words.quiet)

@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from t2t_vit.errors import UserError
 
@@ -92,6 +93,18 @@ def test_a_summary_pairs_the_seeds_and_marks_what_counts(study):
     assert "| arm | digits 10 | digits 20 | digits mean |" in told
     assert "| new | **+3.50 ± 0.50 (2)** | +0.00 ± 0.00 (2) | **+1.75 ± 0.25 (2)** |" in told
     assert "| new | 7 | 7 |" in told
+
+
+def test_curves_are_drawn_where_an_arm_has_several_numbers_of_labels(study, tmp_path):
+    rows = rows_of("t2t", {"10": [80, 90], "20": [90, 92]}) + rows_of("single", {"10": [83, 94]})
+    for row in rows:
+        row["labels"] = str(int(row["labels_per_class"]) * 10)
+    study.plot(rows, tmp_path / "curves.png", metric="top1")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 1000
+        assert picture.convert("L").getextrema() == (0, 255) or picture.convert("L").getextrema()[0] < 128
+    with pytest.raises(UserError, match="have no arm with several numbers"):
+        study.plot(rows_of("single", {"10": [83]}), tmp_path / "none.png", metric="top1")
 
 
 def test_the_best_point_of_a_grid_is_that_of_the_runs_which_all_points_have(study):

@@ -19,7 +19,7 @@ from t2t_vit.pictures.report import Best
 from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.hardware import peak_bytes
 from t2t_vit.runtime.stopwatch import shares_in_words
-from t2t_vit.training.progress import judge
+from t2t_vit.training.progress import judge, steadiest
 from t2t_vit.training.run_directory import numbers_of
 from t2t_vit.training.setup import Run
 
@@ -27,6 +27,8 @@ MAX_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which a run stops: it does not recover from more by itself."""
 
 
+FEW_IMAGES = 1000
+"""Validation images below which the best of many evaluations is best by chance."""
 CLEAR_AFTER = 0.1
 """Share of the steps after which a pre-training must have learnt something."""
 LEARNT_SHARE = 0.9
@@ -170,8 +172,9 @@ def best_of(run: Run, row: dict[str, Any]) -> Best:
     """The better ones of the weights just evaluated and the best so far.
 
     Evaluations in between may be on a part of the validation images, and the last one is on all. So the best weights
-    of before are measured on all images too. Of equal ones the first stay the best; but the few images of --labels find
-    many equal, and then the later ones, which have learnt longer, are the better.
+    of before are measured on all images too. Of equal ones the first stay the best. But few images find weights equal
+    or better by chance: there the averaged weights of the last step, which have learnt longest, are the best unless
+    others are clearly better.
     """
     best_by = run.config.best_by
     best, candidate = run.progress.best, judge(row, best_by)
@@ -179,9 +182,11 @@ def best_of(run: Run, row: dict[str, Any]) -> Best:
         found = measure(run, run.load_best(), "validating the best so far")
         best = best._replace(top1=found.top1, balanced=found.balanced, num_images=found.num_images)
     if best is None or candidate.score(best_by) > best.score(best_by):
-        return candidate
-    is_tie = candidate.score(best_by) == best.score(best_by)
-    return candidate if is_tie and run.config.labels is not None else best
+        best = candidate
+    if row["step"] == run.progress.plan.num_steps and row["val_images"] < FEW_IMAGES:
+        last = steadiest(row)
+        return last if last.score(best_by) >= best.score(best_by) - best.standard_error(best_by) else best
+    return best
 
 
 def skip_step(run: Run, batch: Batch, loss_sum: float) -> None:

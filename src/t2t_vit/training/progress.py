@@ -72,9 +72,17 @@ class Progress:
 
 def judge(row: dict[str, Any], best_by: str) -> Best:
     """The better ones of an evaluation's raw and averaged weights, the averaged ones where both are as good."""
+    return max(_found(row), key=lambda best: best.score(best_by))  # the first of equal ones
+
+
+def steadiest(row: dict[str, Any]) -> Best:
+    """An evaluation's averaged weights, or its raw ones in a run without an average."""
+    return _found(row)[0]
+
+
+def _found(row: dict[str, Any]) -> list[Best]:
     kinds = {AVERAGED: "ema", RAW: "val"} if "ema_top1" in row else {RAW: "val"}
-    found = [
+    return [
         Best(row["step"], row["epoch"], weights, row[f"{name}_top1"], row["val_images"], row[f"{name}_balanced"])
         for weights, name in kinds.items()
     ]
-    return max(found, key=lambda best: best.score(best_by))  # the first of equal ones
