@@ -30,7 +30,7 @@ from t2t_vit.options import options_of
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/t2t_vit"
-TUTORIAL, SEEING = ROOT / "docs/tutorial.md", ROOT / "docs/seeing.md"
+TUTORIAL, SEEING, EXPORT = (ROOT / f"docs/{name}.md" for name in ("tutorial", "seeing", "export"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OFFICIAL_FLAGS = ROOT / "docs/from-the-official-code.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -180,11 +180,28 @@ def run_python(text: str, name: str, *, together: bool = False) -> dict[str, obj
 
 
 @pytest.mark.parametrize(
-    "document", [path for path in DOCUMENTS if path not in (TUTORIAL, SEEING)], ids=lambda path: path.name
+    "document", [path for path in DOCUMENTS if path not in (TUTORIAL, SEEING, EXPORT)], ids=lambda path: path.name
 )
 def test_python_runs_and_prints_what_is_shown(document, released_files, monkeypatch):
     monkeypatch.chdir(released_files)
     run_python(document.read_text(), document.name)
+
+
+@pytest.mark.slow
+def test_the_page_on_exports_runs(tmp_path, monkeypatch, picture_folder, write_small_checkpoint):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    Path("runs/FOLDER").mkdir(parents=True)
+    data_config = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    names = ["lying", "upright"]
+    write_small_checkpoint(
+        Path("runs/FOLDER/best.pt"), num_classes=2, class_names=names, data_config={**data_config, "crop_pct": 1.0}
+    )
+    Path("FOLDER").symlink_to(picture_folder)
+    Image.new("RGB", (40, 30)).save("cat.jpg")
+    found = run_python(EXPORT.read_text(), EXPORT.name, together=True)
+    assert {answer["label"] for answer in found["answers"]} == set(names)
+    assert found["model"].num_classes == 2
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from t2t_vit.options import build, options_of
 
 REQUIRED = {
     "checkpoint": "x.pt", "images": ("a.png",), "data": "digits", "run": "runs/x", "train_tar": "a", "val_tar": "b",
-    "devkit": "c", "output": "d",
+    "devkit": "c", "output": "d", "format": "onnx",
 }  # fmt: skip
 
 

@@ -62,6 +62,12 @@ COMMANDS = {
         "labels of images, with their probabilities",
         "predict cat.jpg dog.jpg --checkpoint runs/pets/best.pt",
     ),
+    "export": Command(
+        "t2t_vit.deploy.config:ExportConfig",
+        "t2t_vit.deploy.export:export",
+        "write a network for other programs: ONNX, OpenVINO, safetensors",
+        "export --checkpoint runs/pets --format onnx --output pets-onnx",
+    ),
     "visualize": Command(
         "t2t_vit.insight.config:VisualizeConfig",
         "t2t_vit.pictures.visualize:visualize",

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from t2t_vit.data.config import BACKGROUND_HELP
-from t2t_vit.inference.config import IMAGES, IMAGES_HELP
+from t2t_vit.inference.config import CHECKPOINT_HELP, IMAGES, IMAGES_HELP, RUNTIME_HELP, TRUST_HELP
 from t2t_vit.models.names import SHIPPED
 from t2t_vit.options import URLS, Settings, argument, option
 
@@ -15,9 +16,7 @@ class PredictConfig(Settings):
     """Name what is on images, with probabilities."""
 
     images: tuple[str, ...] = argument(IMAGES_HELP, metavar="IMAGE", exists=IMAGES)
-    checkpoint: str = option(
-        ..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=(*URLS, *SHIPPED)
-    )
+    checkpoint: str = option(..., CHECKPOINT_HELP, metavar="PATH", exists=(*URLS, *SHIPPED))
     top_k: int | None = option(
         None,
         "labels to show for each image, the likeliest first; by default 5, or 1 where several are printed",
@@ -38,6 +37,8 @@ class PredictConfig(Settings):
     parquet: str | None = option(
         None, "write a folder of Parquet files, instead of printing", metavar="FOLDER", unless="csv or jsonl"
     )
+    runtime: Literal["onnxruntime", "openvino"] | None = option(None, RUNTIME_HELP)
+    trust_code: bool = option(False, TRUST_HELP)
     resume: bool = option(False, "go on after the last image that was written", needs="csv or jsonl or parquet")
     batch_size: int | None = option(None, "images per step; by default 32, on a GPU 256", short="b", at_least=1)
     workers: int | None = option(None, "processes that load images; by default one a core", short="j", at_least=0)
@@ -50,3 +51,51 @@ class PredictConfig(Settings):
             yield "--json prints, and has no effect beside a file to write: leave it out."
         if output and not self.resume and os.path.exists(output):  # noqa: PTH110 (it may be too long for a Path)
             yield f"{output} is there already: go on with it by --resume, remove it, or choose another name."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Settings):
+    """Write a trained network for other programs, and check that it answers as before."""
+
+    checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
+    format: Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "safetensors", "pt2"] = option(
+        ..., "of the export; safetensors is timm's and Hugging Face's folder"
+    )
+    output: str = option(..., "the folder to write", metavar="FOLDER")
+    images: tuple[str, ...] = option(
+        (), f"to compare both networks on: {IMAGES_HELP}; by default photographs and digits of scikit-learn",
+        metavar="IMAGE", exists=IMAGES,
+    )  # fmt: skip
+    calibrate: tuple[str, ...] = option(
+        (), "images, as for --images, by which ranges of 8 bits are chosen", metavar="IMAGE", exists=IMAGES
+    )
+    dynamic: bool = option(False, "onnx-int8 without --calibrate: finds ranges while it runs")
+    any_size: bool = option(False, "take images of any height and width, not those of training alone")
+    least_agreement: float = option(
+        99.0, "percent of the images for which both must give the same label", at_least=0, at_most=100
+    )
+    model: str | None = option(None, "the network; by default the one that the file is for")
+    img_size: int | tuple[int, int] | None = option(None, "side, or height and width, in pixels", at_least=1)
+    use_ema: bool = option(True, "take the moving average of the weights where the file has one")
+    push: str | None = option(
+        None, "upload the folder to the Hugging Face hub afterwards, with huggingface_hub's token", metavar="USER/NAME"
+    )
+
+    def contradictions(self) -> Iterable[str]:
+        """Formats of 8 bits need ranges; a folder that holds something is not overwritten."""
+        is_int8, is_dynamic = self.format.endswith("-int8"), self.format == "onnx-int8" and self.dynamic
+        if is_int8 and not self.calibrate and not is_dynamic:
+            other = ", or --dynamic, which is slower" if self.format == "onnx-int8" else ""
+            yield f"--format {self.format} needs --calibrate: some hundred images of the kind it will see{other}."
+        if self.calibrate and not is_int8:
+            yield f"--calibrate has no effect on --format {self.format}: leave it out."
+        if self.calibrate and self.dynamic:
+            yield "--dynamic finds ranges without --calibrate: leave one of them out."
+        if self.dynamic and self.format != "onnx-int8":
+            yield f"--dynamic has no effect on --format {self.format}: leave it out."
+        if self.any_size and self.format == "safetensors":
+            yield "--any-size has no effect on --format safetensors, which can be loaded at any size: leave it out."
+        if os.path.isdir(self.output) and os.listdir(self.output):  # noqa: PTH112, PTH208 (it may be too long)
+            yield f"{self.output} is there already and not empty: remove it, or choose another name."
+        if self.push is not None and self.push.count("/") != 1:
+            yield f"--push takes USER/NAME, got {self.push}."

@@ -25,7 +25,13 @@ def predict(config: PredictConfig) -> None:
         UserError: for unreadable images, named, after all others were predicted.
     """
     paths = find_images(config.images)
-    predictor = Predictor(config.checkpoint, device=config.device, background=config.background)
+    predictor = Predictor(
+        config.checkpoint,
+        device=config.device,
+        background=config.background,
+        runtime=config.runtime,
+        trust_code=config.trust_code,
+    )
     print(predictor.checkpoint.report, file=sys.stderr)
     top_k = min(config.top_k or NUM_LABELS, len(predictor.class_names))
     rows = open_rows(config.csv, config.jsonl, config.parquet, num_labels=top_k, embed=config.embed)

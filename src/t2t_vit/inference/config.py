@@ -16,14 +16,17 @@ IMAGES_HELP = (
 )
 
 
+CHECKPOINT_HELP = "weights, in any known format, or an exported file: a path or an http(s) URL"
+RUNTIME_HELP = "what runs an exported file; by default ONNX Runtime runs .onnx, OpenVINO .xml"
+TRUST_HELP = "open a .pt2 file, which runs code that whoever made it put there"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Settings):
     """Measure a checkpoint's accuracy on labelled images."""
 
     data: str = argument(DATA_HELP, exists=SOURCES)
-    checkpoint: str = option(
-        ..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=(*URLS, *SHIPPED)
-    )
+    checkpoint: str = option(..., CHECKPOINT_HELP, metavar="PATH", exists=(*URLS, *SHIPPED))
     data_dir: str | None = option(None, DATA_DIR_HELP, metavar="DIR")
     model: str | None = option(None, "the network; by default the one that the file is for")
     img_size: int | tuple[int, int] | None = option(None, "side, or height and width, in pixels", at_least=1)
@@ -32,6 +35,8 @@ class EvalConfig(Settings):
     use_ema: bool = option(True, "take the moving average of the weights where the file has one")
     skip_unreadable: bool = option(False, "leave out images that cannot be read, instead of refusing")
     json: bool = option(False, "print JSON instead of lines")
+    runtime: Literal["onnxruntime", "openvino"] | None = option(None, RUNTIME_HELP)
+    trust_code: bool = option(False, TRUST_HELP)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     amp: bool = option(False, "half precision")
     amp_dtype: Literal["bfloat16", "float16"] = option("bfloat16", "type of half precision", needs="amp")

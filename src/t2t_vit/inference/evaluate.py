@@ -142,6 +142,8 @@ def _evaluate(config: EvalConfig, machine: Machine, display: Display) -> Accurac
         config.checkpoint,
         machine=machine,
         background=config.background,
+        runtime=config.runtime,
+        trust_code=config.trust_code,
         model=config.model,
         use_ema=config.use_ema,
         **size,

@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -17,13 +18,17 @@ from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loa
 from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
+from t2t_vit.inference.exported import ExportedNetwork, exported_file, open_exported
 from t2t_vit.inference.inputs import ImageOrPath, image_set
 from t2t_vit.models.checkpoint_formats import Checkpoint
 from t2t_vit.models.factory import load_model
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.runtime.console import Display
+from t2t_vit.runtime.downloads import is_url
 from t2t_vit.runtime.machine import Machine, find_machine
 
+ABOUT = ("split", "calibration", "chosen", "exported")
+"""What a predictor keeps of a checkpoint's further entries."""
 Network = Callable[[Tensor], Tensor]
 """Maps normalised images, (B, C, H, W), float32, to logits, (B, num_classes)."""
 
@@ -48,11 +53,14 @@ class Predictor:
     """A trained network that maps images to class names with probabilities.
 
     Args:
-        source: a path, a run's folder or an http(s) URL of a checkpoint in any known format; or a network.
+        source: a path, a run's folder or an http(s) URL of a checkpoint in any known format; an exported file, or a
+            folder with one; or a network.
         device: a torch device, or "auto" for the GPU if there is one.
         amp: whether to compute in half precision; None does if the hardware is faster at it.
         machine: replaces `device` and `amp`; `runtime.machine.find_machine` makes one.
         background: the colour behind transparent pixels; by default the checkpoint's, else white.
+        runtime: what runs an exported file, "onnxruntime" or "openvino"; by default the first that is for such a file.
+        trust_code: open a .pt2 file, which runs the code that whoever made it put there.
         data_config: timm's data configuration; by default the checkpoint's, else the network's.
         class_names: by default the checkpoint's, else ImageNet's if the network has as many classes, else numbers.
         build: how to build the checkpoint's network, such as `use_ema=False` or `img_size=384`.
@@ -75,6 +83,8 @@ class Predictor:
         amp: bool | None = False,
         machine: Machine | None = None,
         background: str | None = None,
+        runtime: str | None = None,
+        trust_code: bool = False,
         data_config: dict[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
         **build: Any,
@@ -84,16 +94,26 @@ class Predictor:
         self.checkpoint = Checkpoint(path="", kind="network in memory", state_dict={})
         if isinstance(source, str | os.PathLike):
             path = os.fspath(source)
-            network, checkpoint = self.machine.main_process_first(lambda: load_model(path, **build))
-            if network.num_classes == 0:
+            exported = None if is_url(path) else exported_file(path)
+            if exported is not None:
+                _refuse_changes(exported, build)
+                opened = open_exported(exported, self.machine, runtime=runtime, trust_code=trust_code)
+                self.network, checkpoint = opened
+            else:
+                if runtime is not None or trust_code:
+                    raise UserError(f"{path} is no exported file: leave out --runtime and --trust-code.")
+                self.network, checkpoint = self.machine.main_process_first(lambda: load_model(path, **build))
+                self.network.eval()
+            if self.network.num_classes == 0:
                 raise UserError(f"{path} has no head, so that it cannot name classes. Train one: t2t-vit transfer.")
-            known = {key: value for key, value in checkpoint.extra.items() if key in ("split", "calibration")}
-            self.network, self.checkpoint = network.eval(), dataclasses.replace(checkpoint, state_dict={}, extra=known)
+            known = {key: value for key, value in checkpoint.extra.items() if key in ABOUT}
+            self.checkpoint = dataclasses.replace(checkpoint, state_dict={}, extra=known)
         if isinstance(self.network, nn.Module):
             self.network.to(self.machine.device)
         if data_config is None:
             own = self.checkpoint.data_config or {}
-            data_config = data_config_of(self.network, img_size=build.get("img_size"), **own)
+            is_exported = isinstance(self.network, ExportedNetwork)
+            data_config = own if is_exported else data_config_of(self.network, img_size=build.get("img_size"), **own)
         if background is not None:
             data_config = {**data_config, "background": background}
         self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
@@ -217,6 +237,8 @@ class Predictor:
         with self.machine.autocast():
             if not embed:
                 return self.network(images), None
+            if isinstance(self.network, ExportedNetwork):
+                raise UserError("An exported file has no features to give: leave out --embed, or give the checkpoint.")
             features = self.network.forward_features(images)
             return self.network.forward_head(features), self.network.forward_head(features, pre_logits=True)
 
@@ -232,6 +254,11 @@ def evaluation_loader(
         workers=workers,
         pin_memory=machine.device.type == "cuda",
     )
+
+
+def _refuse_changes(file: Path, build: Mapping[str, Any]) -> None:
+    if given := [f"--{name.replace('_', '-')}" for name in ("model", "img_size") if build.get(name) is not None]:
+        raise UserError(f"{file} is exported, and stays as it is: leave out {' and '.join(given)}.")
 
 
 def _published_class_names(network: Any) -> Sequence[str]:

@@ -8,10 +8,11 @@ import dataclasses
 import hashlib
 import http.client
 import json
+import math
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -43,6 +44,8 @@ SQUARE_KINDS = (OFFICIAL, OFFICIAL_CIFAR, TOKEN_LABELLING, MMPRETRAIN)
 RAW_KEYS = ("state_dict", "model", "net")
 EMA_KEYS = ("state_dict_ema", "model_ema")
 DATA_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
+MAX_SIDE = 16384
+"""Pixels. Larger images no network here takes."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile add to names."""
 
@@ -228,7 +231,7 @@ def _read_safetensors(file: Path, source: str) -> Checkpoint:
         metadata = stream.metadata() or {}
         state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
     if FORMAT in metadata:
-        return _ours({**json.loads(metadata[FORMAT]), "state_dict": state}, source, use_ema=False)
+        return dataclasses.replace(about_network(metadata[FORMAT], source), state_dict=_tensors(state))
     checkpoint = recognise(state, source, use_ema=False)
     return dataclasses.replace(checkpoint, kind=SAFETENSORS if checkpoint.kind == STATE_DICT else checkpoint.kind)
 
@@ -276,10 +279,31 @@ def recognise(content: Any, source: str, use_ema: bool) -> Checkpoint:
     return Checkpoint(source, kind, state, used_ema, model=arch if arch in VARIANTS else None, extra=rest)
 
 
+def about_network(text: str, source: str) -> Checkpoint:
+    """What the metadata of an exported or safetensors file say: a checkpoint without weights.
+
+    Args:
+        text: JSON.
+        source: the file's name, for messages.
+
+    Raises:
+        UserError: the metadata are damaged, or of a later version.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"What {source} says of its network is no JSON: it is damaged. Export it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"What {source} says of its network is damaged: expected an object. Export it again.")
+    return _ours({**content, "state_dict": {}}, source, use_ema=False)
+
+
 def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
     version = content.get("version", VERSION)
-    if version > VERSION:
+    if isinstance(version, int) and version > VERSION:
         raise UserError(f"{source} is of version {version} of our format, this t2t-vit reads {VERSION}: upgrade it.")
+    if wrong := [name for name, is_right in OUR_ENTRIES.items() if not is_right(content.get(name))]:
+        raise UserError(f"What {source} says of its {abbreviate(wrong)} is damaged. Write it again.")
     raw, ema = content.pop("state_dict"), content.pop("state_dict_ema", None)
     used_ema = use_ema and ema is not None
     return Checkpoint(
@@ -293,6 +317,48 @@ def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
         data_config=content.pop("data_config", None),
         extra=content,
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(map(_is_number, values))
+
+
+def _is_data_config(config: Any) -> bool:
+    """Whether it is timm's data configuration, or none."""
+    if config is None:
+        return True
+    if not isinstance(config, Mapping):
+        return False
+    size, share = config.get("input_size"), config.get("crop_pct", 1.0)
+    return (
+        all(values is None or _are_numbers(values) for values in (size, config.get("mean"), config.get("std")))
+        and (size is None or (len(size) == 3 and all(isinstance(axis, int) and 0 < axis <= MAX_SIDE for axis in size)))
+        and all(value > 0 for value in config.get("std") or ())
+        and (share is None or (_is_number(share) and 0 < share <= 10))
+        and all(isinstance(config.get(name, ""), str | None) for name in ("interpolation", "background"))
+    )
+
+
+OUR_ENTRIES: Mapping[str, Callable[[Any], bool]] = {
+    "version": lambda value: value is None or (isinstance(value, int) and value > 0),
+    "model": lambda value: isinstance(value, str | None),
+    "model_args": lambda value: value is None or isinstance(value, Mapping),
+    "class_names": lambda value: (
+        value is None or (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value))
+    ),
+    "data_config": _is_data_config,
+    "calibration": lambda value: (
+        value is None
+        or (isinstance(value, Mapping) and _is_number(value.get("temperature")) and value["temperature"] > 0)
+    ),
+    "state_dict": lambda value: isinstance(value, Mapping),
+    "state_dict_ema": lambda value: isinstance(value, Mapping | None),
+}
+"""What our own files may hold under a name. Anyone may have written them."""
 
 
 def _take_weights(content: dict[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any] | None:
