@@ -68,6 +68,12 @@ COMMANDS = {
         "write a network for other programs: ONNX, OpenVINO, safetensors",
         "export --checkpoint runs/pets --format onnx --output pets-onnx",
     ),
+    "serve": Command(
+        "t2t_vit.deploy.config:ServeConfig",
+        "t2t_vit.deploy.serve:serve",
+        "answer images over HTTP, with a page to try it",
+        "serve --checkpoint runs/pets",
+    ),
     "visualize": Command(
         "t2t_vit.insight.config:VisualizeConfig",
         "t2t_vit.pictures.visualize:visualize",

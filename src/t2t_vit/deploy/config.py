@@ -58,8 +58,8 @@ class ExportConfig(Settings):
     """Write a trained network for other programs, and check that it answers as before."""
 
     checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
-    format: Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "safetensors", "pt2"] = option(
-        ..., "of the export; safetensors is timm's and Hugging Face's folder"
+    format: Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "safetensors", "web", "pt2"] = option(
+        ..., "of the export; safetensors is timm's and Hugging Face's folder, web a page for any static host"
     )
     output: str = option(..., "the folder to write", metavar="FOLDER")
     images: tuple[str, ...] = option(
@@ -70,6 +70,9 @@ class ExportConfig(Settings):
         (), "images, as for --images, by which ranges of 8 bits are chosen", metavar="IMAGE", exists=IMAGES
     )
     dynamic: bool = option(False, "onnx-int8 without --calibrate: finds ranges while it runs")
+    onnxruntime_web: str | None = option(
+        None, "for web: a folder of that npm package; by default npm fetches it", metavar="FOLDER", exists=()
+    )
     any_size: bool = option(False, "take images of any height and width, not those of training alone")
     least_agreement: float = option(
         99.0, "percent of the images for which both must give the same label", at_least=0, at_most=100
@@ -93,9 +96,35 @@ class ExportConfig(Settings):
             yield "--dynamic finds ranges without --calibrate: leave one of them out."
         if self.dynamic and self.format != "onnx-int8":
             yield f"--dynamic has no effect on --format {self.format}: leave it out."
+        if self.onnxruntime_web and self.format != "web":
+            yield f"--onnxruntime-web has no effect on --format {self.format}: leave it out."
+        if self.any_size and self.format == "web":
+            yield "--any-size has no effect on --format web, whose page resizes images: leave it out."
         if self.any_size and self.format == "safetensors":
             yield "--any-size has no effect on --format safetensors, which can be loaded at any size: leave it out."
         if os.path.isdir(self.output) and os.listdir(self.output):  # noqa: PTH112, PTH208 (it may be too long)
             yield f"{self.output} is there already and not empty: remove it, or choose another name."
         if self.push is not None and self.push.count("/") != 1:
             yield f"--push takes USER/NAME, got {self.push}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(Settings):
+    """Answer images over HTTP: an interface for programs, and a page for people."""
+
+    checkpoint: str = option(..., CHECKPOINT_HELP, metavar="PATH", exists=(*URLS, *SHIPPED))
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 lets other machines in")
+    port: int = option(8000, "port to listen at, 0 for a free one", at_least=0, at_most=65535)
+    workers: int = option(1, "server processes, each with its own network", short="j", at_least=1)
+    batch_size: int = option(16, "images computed together at most", short="b", at_least=1)
+    max_wait_ms: float = option(5.0, "how long an image waits for others", at_least=0)
+    queue: int = option(256, "images that may wait; further ones are told to try again", at_least=1)
+    max_megabytes: float = option(20.0, "of a request", above=0)
+    max_megapixels: float = option(50.0, "of an image", above=0)
+    max_images: int = option(32, "of a request", at_least=1)
+    timeout: float = option(30.0, "seconds from a request to its answer", above=0)
+    background: str | None = option(None, f"{BACKGROUND_HELP}; by default the checkpoint's", metavar="COLOUR")
+    runtime: Literal["onnxruntime", "openvino"] | None = option(None, RUNTIME_HELP)
+    trust_code: bool = option(False, TRUST_HELP)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    amp: bool = option(False, "half precision")

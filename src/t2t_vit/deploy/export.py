@@ -1,5 +1,6 @@
 """`t2t-vit export`: writes a network for other programs, opens what was written, and compares it with the original."""
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,8 @@ def export(config: ExportConfig) -> None:
             calibration = [image[None].numpy() for image in normalised_images(original, calibrating)]
             display.say(f"ranges of 8 bits are chosen by {len(calibration):,} images")
         source = source_of(original, any_size=config.any_size, calibration=calibration)
+        if config.onnxruntime_web:
+            source = dataclasses.replace(source, web_runtime=Path(config.onnxruntime_web).expanduser())
         WRITERS[config.format](source, folder)
         exported = Predictor(folder, device="cpu", trust_code=config.format == "pt2")
         found = compare(original, exported, images)

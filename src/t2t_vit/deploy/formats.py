@@ -1,7 +1,11 @@
 """How a network is written in each format, into a folder of its own."""
 
+import importlib.resources
 import json
 import logging
+import shutil
+import subprocess
+import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +26,10 @@ from t2t_vit.inference.exported import NAMES, need
 from t2t_vit.models.checkpoint_formats import FORMAT
 
 ONNX, IR, PT2 = NAMES[".onnx"], NAMES[".xml"], NAMES[".pt2"]
+WEB_PACKAGE = "onnxruntime-web@^1.22"
+WEB_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+"""Of its dist/, what runs on a CPU."""
+WEB_FILTERS = ("bilinear", "bicubic", "lanczos")
 OPSET = 20
 """The first that has Gelu: it is one operator instead of five."""
 
@@ -36,6 +44,7 @@ class Source:
         input_size: (C, H, W) that it was trained at.
         any_size: whether it is to take images of any height and width.
         calibration: normalised images, (1, C, H, W), float32, by which ranges of 8 bits are chosen; empty for none.
+        web_runtime: a folder of the npm package onnxruntime-web; None lets npm fetch it.
     """
 
     network: nn.Module
@@ -43,6 +52,7 @@ class Source:
     input_size: tuple[int, int, int]
     any_size: bool = False
     calibration: Sequence[np.ndarray] = ()
+    web_runtime: Path | None = None
 
     @property
     def metadata(self) -> str:
@@ -163,12 +173,69 @@ def write_pt2(source: Source, folder: Path) -> None:
         torch.export.save(program, folder / PT2, extra_files={FORMAT: source.metadata})
 
 
+def write_web(source: Source, folder: Path) -> None:
+    """A folder for any static host: the page, the ONNX file and onnxruntime-web, which run in the visitor's browser."""
+    data_config = source.about["data_config"]
+    if source.input_size[0] not in (1, 3):
+        raise UserError(
+            f"A browser reads images in colour or grey, and the network takes {source.input_size[0]} channels."
+        )
+    if data_config["interpolation"] not in WEB_FILTERS:
+        raise UserError(
+            f"The page resizes images with {', '.join(WEB_FILTERS)}, and the network takes them resized with "
+            f"{data_config['interpolation']}."
+        )
+    write_onnx(source, folder)
+    page = importlib.resources.files("t2t_vit.deploy").joinpath("page.html").read_text(encoding="utf-8")
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    about = {
+        "engine": "onnx",
+        "model": source.about["model"],
+        "classes": source.about["class_names"],
+        "data_config": data_config,
+        "temperature": source.about.get("calibration", {}).get("temperature", 1.0),
+        "layers": [],
+    }
+    (folder / "model.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+    with _web_runtime(source.web_runtime) as package:
+        for name in WEB_FILES:
+            shutil.copyfile(package / "dist" / name, folder / name)
+
+
+@contextmanager
+def _web_runtime(package: Path | None) -> Iterator[Path]:
+    """The unpacked npm package onnxruntime-web, given or fetched by npm.
+
+    Raises:
+        UserError: it is not there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if package is None:
+            try:
+                words = ["npm", "pack", "--silent", WEB_PACKAGE]
+                packed = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout.split()[
+                    -1
+                ]
+                with tarfile.open(Path(folder) / packed) as archive:
+                    archive.extractall(folder, filter="data")
+            except (OSError, subprocess.CalledProcessError, tarfile.TarError, IndexError) as error:
+                raise UserError(
+                    f"npm could not fetch {WEB_PACKAGE}, which runs the network in a browser. Install Node.js, or give "
+                    "a folder of that package with --onnxruntime-web."
+                ) from error
+            package = Path(folder) / "package"
+        if absent := [name for name in WEB_FILES if not (package / "dist" / name).is_file()]:
+            raise UserError(f"{package} is no onnxruntime-web: it has no dist/{absent[0]}.")
+        yield package
+
+
 WRITERS: Mapping[str, Callable[[Source, Path], None]] = {
     "onnx": write_onnx,
     "onnx-int8": write_onnx_int8,
     "openvino": write_openvino,
     "openvino-int8": write_openvino_int8,
     "safetensors": write_safetensors,
+    "web": write_web,
     "pt2": write_pt2,
 }
 

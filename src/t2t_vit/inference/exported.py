@@ -173,7 +173,12 @@ def _open_onnxruntime(file: Path, machine: Machine) -> tuple[ExportedNetwork, st
     wanted = ["CUDAExecutionProvider"] if machine.device.type == "cuda" else []
     providers = [name for name in (*wanted, "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
     try:
-        session = onnxruntime.InferenceSession(os.fspath(file), options, providers=providers)
+        session = onnxruntime.InferenceSession(
+            os.fspath(file),
+            options,
+            providers=providers,
+            enable_fallback=0,  # which prints before it fails again
+        )
     except Exception as error:
         raise UserError(f"ONNX Runtime cannot run {file}: {_first_line(error)}.") from error
     network = _network(

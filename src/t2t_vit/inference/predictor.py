@@ -165,18 +165,14 @@ class Predictor:
         machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
         workers = workers if len(images) > batch_size else 0
         loader = evaluation_loader(images, self.data_config, batch_size=batch_size, machine=machine, workers=workers)
-        num_classes, first = len(self.class_names), 0
+        first = 0
         for batch, logits, embeddings in self.stream(loader, embed=embed, flip=flip):
-            best = self.probabilities(logits).cpu().topk(min(top_k or num_classes, num_classes))  # (B, top_k)
+            labels_of_all = self.labels_of(self.probabilities(logits).cpu(), top_k)
             features = repeat(None) if embeddings is None else embeddings.to("cpu", torch.float32, copy=True)
-            columns = (batch.indices.tolist(), best.indices.tolist(), best.values.tolist(), features)
+            columns = (batch.indices.tolist(), labels_of_all, features)
             readable = {
-                index: Prediction(
-                    images.names[index],
-                    [(self.class_names[label], value) for label, value in zip(labels, values, strict=True)],
-                    embedding=embedding,
-                )
-                for index, labels, values, embedding in zip(*columns, strict=False)  # `repeat` has no end
+                index: Prediction(images.names[index], labels, embedding=embedding)
+                for index, labels, embedding in zip(*columns, strict=False)  # `repeat` has no end
             }
             reasons, end = iter(batch.unreadable), first + len(readable) + len(batch.unreadable)
             for index in range(first, end):
@@ -217,6 +213,24 @@ class Predictor:
         finally:
             if was_training:
                 self.network.train()
+
+    @torch.inference_mode()
+    def answer(self, images: Tensor, *, normalised: bool = False) -> Tensor:
+        """Probabilities, (B, num_classes), on the CPU, of images as a loader gives them or normalised, (B, C, H, W)."""
+        if normalised:
+            logits, _ = self._forward(images.to(self.machine.device), embed=False)
+        else:
+            logits, _ = self._run(images, embed=False, flip=False)
+        return self.probabilities(logits).cpu()
+
+    def labels_of(self, probabilities: Tensor, top_k: int | None = None) -> list[list[tuple[str, float]]]:
+        """For each row of (B, num_classes) the names of the likeliest classes with their probabilities."""
+        num_classes = len(self.class_names)
+        best = probabilities.topk(min(top_k or num_classes, num_classes))  # (B, top_k)
+        return [
+            [(self.class_names[label], value) for label, value in zip(labels, values, strict=True)]
+            for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits of this network, (B, num_classes), as calibrated probabilities, float32."""

@@ -1,0 +1,120 @@
+"""`t2t-vit serve`: the HTTP server, in one process or several."""
+
+import dataclasses
+import json
+import os
+import socket
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from t2t_vit.deploy.config import ServeConfig
+from t2t_vit.deploy.limits import Limits
+from t2t_vit.errors import UserError
+from t2t_vit.inference.exported import need
+from t2t_vit.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+SETTINGS_VARIABLE = "T2T_VIT_SERVE"
+"""The environment variable that tells the processes of a server their settings, as JSON."""
+GRACE_S = 30
+"""How long a server that is stopped finishes what it accepted."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(config: ServeConfig) -> None:
+    """Serves until it is stopped.
+
+    Raises:
+        UserError: the checkpoint cannot be used, a package is missing, or the port is taken.
+    """
+    for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
+        need(package, "serve")
+    import uvicorn
+
+    checkpoint = predictor_of(config).checkpoint  # told here, where it is told in one line
+    print(checkpoint.report, file=sys.stderr)
+    listening = _listen(config)
+    host, port = listening.getsockname()[:2]
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(
+        f"serving at {where} (the page), {where}/docs (the interface); stop it with Ctrl-C", file=sys.stderr, flush=True
+    )
+    if host not in LOOPBACK and not os.environ.get("T2T_VIT_API_KEY"):
+        print("warning: other machines can reach it, and no key is asked for: set T2T_VIT_API_KEY", file=sys.stderr)
+    os.environ[SETTINGS_VARIABLE] = json.dumps(dataclasses.asdict(config))
+    application = "t2t_vit.deploy.serve:app_of_environment"
+    settings: dict[str, Any] = {
+        "factory": True,
+        "log_level": "warning",
+        "timeout_graceful_shutdown": GRACE_S,
+        "server_header": False,
+        "h11_max_incomplete_event_size": 64 * 1024,  # of a request's headers
+    }
+    if config.workers == 1:
+        uvicorn.Server(uvicorn.Config(application, **settings)).run([listening])
+        return
+    with tempfile.TemporaryDirectory() as counts:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # where the processes put their counts together
+        uvicorn.run(application, fd=listening.fileno(), workers=config.workers, **settings)
+
+
+def app_of_environment() -> "FastAPI":
+    """The application of one process of a server, by the settings in its environment."""
+    from t2t_vit.deploy.service import make_app
+
+    settings: dict[str, Any] = json.loads(os.environ[SETTINGS_VARIABLE])
+    return make_app(service_of(ServeConfig(**settings)))
+
+
+def service_of(config: ServeConfig) -> Any:
+    """The service that the settings ask for."""
+    from t2t_vit.deploy.service import Service
+
+    if config.workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
+    limits = Limits(
+        max_bytes=round(config.max_megabytes * 1e6),
+        max_pixels=round(config.max_megapixels * 1e6),
+        max_images=config.max_images,
+        timeout_s=config.timeout,
+    )
+    return Service(
+        predictor_of(config),
+        limits=limits,
+        max_batch=config.batch_size,
+        max_wait_s=config.max_wait_ms / 1000,
+        capacity=config.queue,
+    )
+
+
+def predictor_of(config: ServeConfig) -> Predictor:
+    """The network that the settings name."""
+    return Predictor(
+        config.checkpoint,
+        device=config.device,
+        amp=config.amp,
+        background=config.background,
+        runtime=config.runtime,
+        trust_code=config.trust_code,
+    )
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((config.host, config.port))
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"{config.host}, port {config.port} cannot be listened at: {error.strerror or error}. Choose another "
+            "--port, or 0 for a free one."
+        ) from error
+    listening.set_inheritable(True)
+    return listening
