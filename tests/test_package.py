@@ -21,7 +21,7 @@ FLOORS = {
     "inference": ("models", "data"),
     "insight": ("models", "data", "inference"),
     "pictures": ("models", "data", "inference", "insight"),
-    "speed": ("models", "insight", "pictures"),
+    "speed": ("models", "data", "inference", "insight", "pictures"),
     "training": ("models", "data", "inference", "pictures"),
     "experiments": ("models", "data", "inference", "insight", "pictures", "speed", "training"),
     "deploy": ("models", "data", "inference", "insight"),

@@ -9,6 +9,8 @@ from torch import nn
 
 import t2t_vit
 from t2t_vit.cli import main
+from t2t_vit.deploy.export import source_of
+from t2t_vit.deploy.formats import write_onnx
 from t2t_vit.errors import UserError
 from t2t_vit.insight.complexity import describe
 from t2t_vit.speed import benchmark as module
@@ -48,6 +50,23 @@ def test_the_whole_command(tmp_path, capfd):
     assert float(ours["peak_memory_mb"]) > float(theirs["peak_memory_mb"])
     with Image.open(picture) as image:
         assert image.width == 1760
+
+
+@pytest.mark.slow
+def test_an_exported_file_is_measured_beside_a_model(small_checkpoint, tmp_path, capfd):
+    pytest.importorskip("onnxruntime")
+    write_onnx(source_of(t2t_vit.Predictor(small_checkpoint, device="cpu")), tmp_path)
+    words = ["benchmark", "t2t_vit_7", "--img-size", "32", "-b", "2", "--threads", "1", "--rounds", "2", "--seconds", "0.02", "--device", "cpu", "--csv"]
+    table = tmp_path / "speed.csv"
+    assert main([words[0], str(tmp_path), *words[1:], str(table), "--baseline", "t2t_vit_7"]) == 0
+    with table.open(newline="") as file:
+        exported, _ = list(csv.DictReader(file))
+    assert exported["model"] == str(tmp_path / "model.onnx")
+    assert float(exported["images_per_second"]) > 0
+    assert (exported["img_size"], exported["gmacs_per_second"], exported["error"]) == ("32x32", "", "")
+    capfd.readouterr()
+    assert main(["benchmark", str(tmp_path), "--mode", "train"]) == 2
+    assert "An exported network cannot be trained" in capfd.readouterr().err
 
 
 def test_each_setting_is_a_group():

@@ -85,7 +85,8 @@ class PixelFormat:
             return np.repeat(to_bytes(pixels), 3 // found, axis=-1)
         if pixels.dtype in (np.uint8, np.uint16):
             return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-        return _finite(pixels.astype(np.float32))
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            return _finite(pixels.astype(np.float32))
 
     def bands(self, image: Image.Image) -> np.ndarray:
         """The pixels of an image whose bands, or whose pages of one band each, are the channels: as `channels`."""

@@ -13,13 +13,14 @@ import torch
 
 import t2t_vit
 from t2t_vit.errors import UserError, closest
+from t2t_vit.inference.exported import exported_file
 from t2t_vit.models.names import resolve_name
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.hardware import hardware_name
 from t2t_vit.runtime.machine import find_machine
 from t2t_vit.speed.config import BenchmarkConfig
-from t2t_vit.speed.contenders import Contender, model_contender
+from t2t_vit.speed.contenders import Contender, exported_contender, model_contender
 from t2t_vit.speed.turns import Outcome, measure
 
 MACS_PER_TRAINED_MAC = 3  # forward, gradients of activations, gradients of weights
@@ -71,7 +72,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     Raises:
         UserError: for an unknown model or baseline, before anything is measured.
     """
-    baseline = config.baseline and resolve_name(config.baseline)
+    baseline = config.baseline and _name_of(config.baseline)
     compare_speed(dataclasses.replace(config, baseline=baseline), contender_groups(config))
 
 
@@ -103,13 +104,26 @@ def compare_speed(config: BenchmarkConfig, groups: Iterable[Sequence[Contender]]
 
 def contender_groups(config: BenchmarkConfig) -> Iterator[list[Contender]]:
     """The models as contenders, each once, a group for each setting."""
-    models = dict.fromkeys(map(resolve_name, config.models))
+    models = {name: exported_file(name) for name in dict.fromkeys(map(_name_of, config.models))}
+    if "train" in config.mode and any(models.values()):
+        raise UserError("An exported network cannot be trained: leave out --mode train.")
     compile_modes = {"no": (None,), "yes": (config.compile_mode,), "both": (None, config.compile_mode)}[config.compile]
     sizes: tuple[int | None, ...] = config.img_size or (None,)
     settings = itertools.product(config.mode, config.precision, compile_modes, sizes, config.batch_size)
     for mode, precision, compile_mode, img_size, batch_size in dict.fromkeys(settings):
         setting = {"mode": mode, "precision": precision, "batch_size": batch_size, "compile_mode": compile_mode}
-        yield [model_contender(name, img_size, **setting, channels_last=config.channels_last) for name in models]
+        yield [
+            exported_contender(path, runtime=config.runtime, **setting)
+            if path
+            else model_contender(name, img_size, **setting, channels_last=config.channels_last)
+            for name, path in models.items()
+        ]
+
+
+def _name_of(word: str) -> str:
+    """A registered name, or the path of an exported file as it is."""
+    path = exported_file(word)
+    return resolve_name(word) if path is None else str(path)
 
 
 def rows_of(outcomes: Sequence[Outcome], *, baseline: str, hardware: str, threads: int | None = None) -> list[Row]:
@@ -125,7 +139,7 @@ def rows_of(outcomes: Sequence[Outcome], *, baseline: str, hardware: str, thread
                 "lowest": min(done.images_per_second for done in outcome.rounds),
                 "highest": max(done.images_per_second for done in outcome.rounds),
                 "ms_per_step": 1e3 * contender.batch_size / speed,
-                "gmacs_per_second": speed * macs / 1e9,
+                "gmacs_per_second": speed * macs / 1e9 or None,
                 "peak_memory_mb": max(done.peak_bytes for done in outcome.rounds) / 1e6,
                 "ratio": speed / base if base else None,
             }

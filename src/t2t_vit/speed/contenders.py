@@ -5,16 +5,18 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from t2t_vit.inference.exported import ExportedNetwork, open_exported
 from t2t_vit.insight.complexity import count_macs, input_size_of
 from t2t_vit.models.factory import create_model
 from t2t_vit.runtime.hardware import synchronize
-from t2t_vit.runtime.machine import Machine
+from t2t_vit.runtime.machine import Machine, find_machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Contender:
 
     Attributes:
         name: of the network, as the results show it.
-        build: returns the network. The contender's own process calls it, so it must be picklable.
+        build: returns the network, or an `ExportedNetwork`. The contender's own process calls it, so it must be
+            picklable.
         input_size: (C, H, W) of the images.
         mode: "infer"; or "train": forward, cross entropy on soft targets, backward, AdamW.
         precision: "float32"; "bfloat16" or "float16" is the type of weights and images; "amp_bfloat16" or
@@ -33,7 +36,7 @@ class Contender:
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], Any]
     input_size: tuple[int, int, int]
     mode: str
     precision: str
@@ -47,9 +50,28 @@ def model_contender(model: str, img_size: int | None = None, **setting: Any) -> 
     return Contender(model, partial(create_model, model, img_size=img_size), input_size_of(model, img_size), **setting)
 
 
+def exported_contender(path: Path, *, runtime: str | None = None, **setting: Any) -> Contender:
+    """An exported network at the size that it was exported at; bfloat16 is OpenVINO's."""
+    build = partial(_open, path, runtime, setting["precision"])
+    size = _open_file(path, runtime, setting["precision"])[1].data_config["input_size"]
+    return Contender(str(path), build, tuple(size), **setting)
+
+
+def _open(path: Path, runtime: str | None, precision: str) -> ExportedNetwork:
+    return _open_file(path, runtime, precision)[0]
+
+
+def _open_file(path: Path, runtime: str | None, precision: str) -> tuple[ExportedNetwork, Any]:
+    machine = find_machine("cpu", amp=precision != "float32", amp_dtype=precision.removeprefix("amp_"))
+    return open_exported(path, machine, runtime=runtime)
+
+
 def prepare(contender: Contender, device: torch.device) -> tuple[Callable[[], object], int]:
-    """Builds a contender's network; returns the step to be timed, and the multiply-accumulates of one image."""
+    """Builds a contender's network; returns the step to be timed, and the multiply-accumulates of one image or 0."""
     module = contender.build()
+    if isinstance(module, ExportedNetwork):  # what it computes is not known
+        images = torch.randn(contender.batch_size, *contender.input_size)
+        return lambda: module(images), 0
     macs = count_macs(module, contender.input_size)
     uses_autocast = contender.precision.startswith("amp_")
     dtype: torch.dtype = getattr(torch, contender.precision.removeprefix("amp_"))
