@@ -123,6 +123,48 @@ def test_a_failure_is_told_to_its_batch_alone():
     assert after == 3
 
 
+def test_too_few_answers_fail_their_batch_and_the_next_is_answered():
+    async def scenario(batcher):
+        with pytest.raises(RuntimeError, match="1 answers for 2 images"):
+            await batcher.submit(images(1, 2))
+        assert batcher.is_working
+        return (await batcher.submit(images(3))).item()
+
+    assert using(scenario, lambda x: x[:1])[0] == 3
+
+
+def test_a_job_runs_alone_and_counts_until_it_is_done():
+    release, running = threading.Event(), [0, 0]
+
+    def watched(x):
+        running[0] += 1
+        running[1] = max(running)
+        release.wait(0.05)
+        running[0] -= 1
+        return x
+
+    async def scenario(batcher):
+        job = asyncio.create_task(batcher.alone(lambda: watched("done"), num_images=3))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await batcher.submit(images(1, 2))
+        with pytest.raises(QueueFull):
+            await batcher.alone(lambda: None, num_images=2)
+        gone = asyncio.create_task(batcher.alone(lambda: watched("gone"), num_images=1))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert batcher.num_waiting == 4  # the thread has not computed it yet
+        found = [await job, (await batcher.submit(images(5))).item() if batcher.num_waiting < 4 else 5.0]
+        await asyncio.sleep(0.2)
+        assert batcher.num_waiting == 0
+        return found
+
+    found, _ = using(scenario, watched, capacity=4)
+    assert found == ["done", 5.0]
+    assert running[1] == 1
+
+
 def test_what_was_accepted_is_finished_when_it_stops():
     async def scenario():
         batcher = Batcher(lambda x: x + 1, max_batch=2, max_wait_s=10, capacity=8)

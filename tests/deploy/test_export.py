@@ -16,6 +16,7 @@ from t2t_vit import Predictor
 from t2t_vit.cli import main
 from t2t_vit.deploy.config import ExportConfig
 from t2t_vit.deploy.fidelity import compare
+from t2t_vit.deploy.formats import WEB_FILES
 from t2t_vit.errors import UserError
 from t2t_vit.options import configure
 from t2t_vit.runtime.files import plain
@@ -162,6 +163,27 @@ def test_timm_loads_the_folder(checkpoint, export):
     assert "num_classes" not in config["model_args"]
 
 
+def test_the_page_with_the_network_is_whole(checkpoint, export, tmp_path, capsys):
+    (tmp_path / "npm" / "dist").mkdir(parents=True)
+    words = ["export", "--checkpoint", str(checkpoint), "--format", "web", "--onnxruntime-web", str(tmp_path / "npm")]
+    assert main([*words, "--output", str(tmp_path / "page")]) == 2
+    assert "is no onnxruntime-web: it has no dist/ort.wasm.min.mjs" in capsys.readouterr().err
+    for name in WEB_FILES:
+        (tmp_path / "npm" / "dist" / name).write_text(name)
+    assert main([*words, "--output", str(tmp_path / "page")]) == 0
+    folder = tmp_path / "page"
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "index.html",
+        "model.json",
+        "model.onnx",
+        *WEB_FILES,
+    }
+    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    assert (about["engine"], about["temperature"], about["classes"]) == ("onnx", 0.5, ["ant", "bee | `x`", "Käfer"])
+    assert about["data_config"]["mean"] == [0.4, 0.5, 0.6]
+
+
 @pytest.mark.slow
 def test_transformers_loads_the_folder(checkpoint, photos, export):
     transformers = pytest.importorskip("transformers")
@@ -175,7 +197,7 @@ def test_transformers_loads_the_folder(checkpoint, photos, export):
 def test_the_card_tells_what_is_known(export):
     card = (export("onnx") / "README.md").read_text(encoding="utf-8")
     assert "87.50 % of 20 validation images" in card
-    assert "`ant`, `bee | 'x'`, `Käfer`" in card
+    assert "`ant`, `bee \\| 'x'`, `Käfer`" in card
     assert "divided by 0.500" in card
     assert "then 1.5 %, before 9.0 %" in card
     assert "| the same label | 100.00 % |" in card

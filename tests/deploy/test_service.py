@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import re
 import threading
 import time
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -40,11 +42,19 @@ def predictor(small_checkpoint):
     return Predictor(small_checkpoint, device="cpu")
 
 
+@contextmanager
 def open_client(predictor, **settings):
-    return testclient.TestClient(
-        make_app(Service(predictor, **{"limits": LIMITS, "max_wait_s": 0.001, **settings})),
-        raise_server_exceptions=False,
-    )
+    app = make_app(Service(predictor, **{"limits": LIMITS, "max_wait_s": 0.001, **settings}))
+    with testclient.TestClient(app, raise_server_exceptions=False) as client:
+        wait_until_ready(client)
+        yield client
+
+
+def wait_until_ready(client):
+    deadline = time.monotonic() + 10
+    while client.get("/ready").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +125,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
         (png_of(10_000, 10_000), 413, "more than 1,000,000"),
         (png_of(1000, 1001), 413, "1000 x 1001 pixels, more than 1,000,000"),
         (png_of(100_000, 100_000), 413, "more than 1,000,000"),
+        (png_of(20_000, 1), 413, "is too narrow: 20000 x 1 pixels"),
         (png_of(900, 900), 422, "is not a readable image"),
         (bytes(400_000), 413, "the body has more than 300,000 bytes"),
     ],
@@ -166,6 +177,72 @@ def test_a_wrong_body_is_the_callers_fault(body, status, client):
     assert response.json()["error"]
 
 
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape"])
+def test_odd_names_of_files_are_made_text(charset, client, pixels):
+    name = {"utf-7": b"+2AA-", "unicode_escape": rb"\ud800"}[charset]
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="' + name + b'"\r\n\r\n'
+    kind = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = client.post("/predict", content=head + encoded(pixels) + b"\r\n--b--\r\n", headers=kind)
+    assert response.status_code in (200, 400)
+    assert response.json()
+
+
+def test_what_is_pending_is_bounded_and_let_go(predictor, pixels):
+    limits = Limits(max_pending_bytes=10_000)
+    service = Service(predictor, limits=limits)
+    with testclient.TestClient(make_app(service)) as client:
+        wait_until_ready(client)
+        assert client.post("/predict", content=bytes(20_000), headers=BYTES).status_code == 429
+        assert service.num_pending_bytes == 0
+        assert client.post("/predict", content=encoded(pixels), headers=BYTES).status_code == 200
+        assert service.num_pending_bytes == 0
+
+
+def test_another_host_is_refused_on_loopback(predictor):
+    service = Service(predictor, limits=LIMITS)
+    client = testclient.TestClient(make_app(service, hosts=["127.0.0.1"]))
+    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+    assert client.get("/health", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+    service.decoders.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_every_way_of_asking_at_once_gives_right_answers(runtime, predictor, small_checkpoint, tmp_path, pixels):
+    for package in ("onnxscript", runtime):
+        pytest.importorskip(package)
+    from t2t_vit.deploy.export import source_of
+    from t2t_vit.deploy.formats import write_onnx
+
+    write_onnx(source_of(Predictor(small_checkpoint, device="cpu")), tmp_path)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = predictor.probabilities(predictor.network(images)).flatten().tolist()
+    tensor = {"name": "images", "shape": [3, 3, 32, 32], "datatype": "FP32", "data": images.flatten().tolist()}
+    wanted, content = dict(predictor(Image.fromarray(pixels)).labels), encoded(pixels)
+    wrong: list[object] = []
+
+    def infer():
+        for _ in range(40):
+            answer = client.post("/v2/models/t2t_vit_7_32px/infer", json={"inputs": [tensor]}).json()
+            if answer["outputs"][0]["data"] != pytest.approx(expected, abs=1e-4):
+                wrong.append(answer)
+
+    def predict():
+        for _ in range(40):
+            (result,) = client.post("/predict", content=content, headers=BYTES).json()["results"]
+            if labels(result) != pytest.approx(wanted, abs=1e-4):
+                wrong.append(result)
+
+    with open_client(Predictor(tmp_path, device="cpu", runtime=runtime)) as client:
+        threads = [threading.Thread(target=target) for target in (infer, predict, infer, predict)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
 def test_wrong_paths_methods_and_numbers_are_told(client):
     assert client.get("/nowhere").status_code == 404
     assert client.get("/predict").status_code == 405
@@ -174,6 +251,9 @@ def test_wrong_paths_methods_and_numbers_are_told(client):
 
 
 def test_a_key_is_asked_for_where_there_is_one(client, pixels, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "clé")
+    response = client.post("/predict", content=encoded(pixels), headers={**BYTES, "X-API-Key": "clé".encode()})
+    assert response.status_code == 200
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     content = encoded(pixels)
     assert client.post("/predict", content=content, headers=BYTES).status_code == 401
@@ -279,7 +359,7 @@ def test_counts_are_there_for_prometheus(predictor, pixels):
     assert 't2t_vit_requests_total{path="/predict",status="200"} 3.0' in text
     assert 't2t_vit_requests_total{path="/predict",status="415"} 1.0' in text
     assert "t2t_vit_images_total 3.0" in text
-    assert "t2t_vit_request_seconds_count 4.0" in text
+    assert float(re.search(r"t2t_vit_request_seconds_count (\S+)", text)[1]) >= 4
 
 
 def test_attention_of_each_layer(client, predictor, pixels):
@@ -335,16 +415,24 @@ def test_the_open_inference_protocol(client, predictor, pixels, wanted):
     ("name", "tensor", "status"),
     [
         ("other", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["AAAA"]}, 404),
-        ("t2t_vit_7_32px", {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["AAAA"]}, 422),
-        ("t2t_vit_7_32px", {"name": "x", "shape": [1], "datatype": "BYTES", "data": [7]}, 422),
+        ("t2t_vit_7_32px", {"name": "image", "shape": [2], "datatype": "BYTES", "data": ["AAAA"]}, 422),
+        ("t2t_vit_7_32px", {"name": "image", "shape": [1], "datatype": "BYTES", "data": [7]}, 422),
         ("t2t_vit_7_32px", {"name": "x", "shape": [], "datatype": "BYTES", "data": []}, 422),
         ("t2t_vit_7_32px", {"name": "x", "shape": [-1], "datatype": "BYTES", "data": []}, 422),
         ("t2t_vit_7_32px", {"name": "x", "shape": [10**9], "datatype": "BYTES", "data": []}, 413),
-        ("t2t_vit_7_32px", {"name": "x", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": [0.5]}, 422),
-        ("t2t_vit_7_32px", {"name": "x", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": [0.5] * 192}, 422),
-        ("t2t_vit_7_32px", {"name": "x", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": [1e60] * 3072}, 422),
-        ("t2t_vit_7_32px", {"name": "x", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": ["a"] * 3072}, 422),
+        ("t2t_vit_7_32px", {"name": "images", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": [0.5]}, 422),
+        ("t2t_vit_7_32px", {"name": "images", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": [0.5] * 192}, 422),
+        ("t2t_vit_7_32px", {"name": "images", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": [1e60] * 3072}, 422),
+        ("t2t_vit_7_32px", {"name": "images", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": ["a"] * 3072}, 422),
         ("t2t_vit_7_32px", {"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}, 422),
+        ("t2t_vit_7_32px", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["AAAA"]}, 422),
+        ("t2t_vit_7_32px", {"name": "image", "shape": [True], "datatype": "BYTES", "data": ["AAAA"]}, 422),
+        (
+            "t2t_vit_7_32px",
+            {"name": "images", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": [10**400] + [0.5] * 3071},
+            422,
+        ),
+        ("t2t_vit_7_32px", {"name": "images", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": [[]] * 3072}, 422),
     ],
 )
 def test_wrong_tensors_are_told(name, tensor, status, client):

@@ -1,6 +1,7 @@
 """Exported files of others: opened where that is safe, and refused where it is not."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ from t2t_vit.inference.exported import exported_file, read_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+
+GOOD = {
+    "input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 1.0, "interpolation": "bilinear",
+}  # fmt: skip
 
 
 def classifier(weights, *, size=8, channels=3, metadata=None, outputs=None):
@@ -62,9 +68,7 @@ def image(tmp_path):
 def about(**changes):
     content = {
         "version": 1, "model": "mine", "class_names": ["a", "b", "c", "d"],
-        "data_config": {
-            "input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 1.0, "interpolation": "bilinear"
-        },
+        "data_config": GOOD,
     }  # fmt: skip
     return json.dumps(content | changes)
 
@@ -102,6 +106,14 @@ def test_a_file_says_how_it_is_prepared_for(write, weights, image):
         (about(data_config={"input_size": [3, 8, 10**9]}), "of its data_config is damaged"),
         (about(data_config={"std": [0.0, 1, 1]}), "of its data_config is damaged"),
         (about(data_config={"mean": "high"}), "of its data_config is damaged"),
+        (about(data_config=None), "which is not what its network takes"),
+        (about(data_config={"input_size": [3, 8, 8]}), "which is not what its network takes"),
+        (about(data_config=GOOD | {"input_size": [3, 16, 8]}), "which is not what its network takes"),
+        (about(data_config=GOOD | {"interpolation": "foo"}), "of its data_config is damaged"),
+        (about(data_config=GOOD | {"std": [1, 1]}), "of its data_config is damaged"),
+        (about(data_config=GOOD | {"crop_pct": 1e-9}), "of its data_config is damaged"),
+        (about(data_config=GOOD | {"more": 1}), "of its data_config is damaged"),
+        (about(calibration={"temperature": 10**400}), "of its calibration is damaged"),
         (about(calibration={"temperature": -1}), "of its calibration is damaged"),
         (about(calibration=[1]), "of its calibration is damaged"),
     ],
@@ -127,11 +139,54 @@ def test_weights_in_other_files_are_refused(write, weights, tmp_path):
         tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="secret")
-        path = tmp_path / f"{place}.onnx"
+        for path in (tmp_path / f"{place}.onnx", tmp_path / f"{place}.ONNX"):
+            path.write_bytes(model.SerializeToString())
+            for runtime in ("onnxruntime", "openvino"):
+                with pytest.raises(UserError, match="was refused: it takes weights from other files"):
+                    Predictor(path, device="cpu", runtime=runtime)
+        path = tmp_path / f"{place}.xml"  # OpenVINO itself would go by the content
         path.write_bytes(model.SerializeToString())
-        for runtime in ("onnxruntime", "openvino"):
-            with pytest.raises(UserError, match="was refused: it takes weights from other files"):
+        with pytest.raises(UserError, match="is no file of OpenVINO's: expected XML"):
+            Predictor(path, device="cpu")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_that_takes_one_image_at_a_time_is_given_one_at_a_time(runtime, write, weights):
+    pytest.importorskip(runtime)
+    images = [Image.fromarray(np.full((8, 8, 3), shade, np.uint8)) for shade in (0, 90, 255)]
+    free = [one.labels for one in Predictor(write(classifier(weights)), device="cpu", runtime=runtime)(images)]
+    for batch, message in ((1, None), (4, "takes 4 images at a time")):
+        model = classifier(weights)
+        for value in (model.graph.input[0], model.graph.output[0]):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+        path = write(model, f"batch{batch}.onnx")
+        if message is None:
+            found = [one.labels for one in Predictor(path, device="cpu", runtime=runtime)(images)]
+            for ours, theirs in zip(found, free, strict=True):
+                assert dict(ours) == pytest.approx(dict(theirs), abs=1e-6)
+        else:
+            with pytest.raises(UserError, match=message):
                 Predictor(path, device="cpu", runtime=runtime)
+
+
+def test_openvino_answers_several_threads_rightly(write, weights):
+    pytest.importorskip("openvino")
+    network = Predictor(write(classifier(weights)), device="cpu", runtime="openvino").network
+    wrong = []
+
+    def work(shade):
+        images = torch.full((1, 3, 8, 8), shade)
+        wanted = network(images)
+        for _ in range(300):
+            if not torch.equal(network(images), wanted):
+                wrong.append(shade)
+
+    threads = [threading.Thread(target=work, args=(shade,)) for shade in (0.1, 0.5, 0.9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_operators_of_others_are_refused(write, weights):

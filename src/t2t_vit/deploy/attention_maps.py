@@ -21,9 +21,13 @@ def layers_shown(predictor: Predictor) -> list[str]:
         return []
     try:
         layers = [name for name in attention_layers(network) if name not in TOKEN_TRANSFORMERS]
-        return layers if num_class_tokens(network) else []
-    except UserError:
+        if not num_class_tokens(network):
+            return []
+        blank = torch.zeros(1, *predictor.data_config["input_size"], dtype=torch.uint8)
+        attention_maps(predictor, blank, layers)
+    except (UserError, LookupError, RuntimeError):  # of timm's networks not all can be watched
         return []
+    return layers
 
 
 @torch.inference_mode()

@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 class QueueFull(Exception):
@@ -35,6 +38,7 @@ class Batcher:
         thread: in which the network computes.
         num_waiting: images that wait.
         sizes: is told the size of each batch.
+        waiting: is told how many wait whenever that changes.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], *, max_batch: int, max_wait_s: float, capacity: int) -> None:
@@ -44,6 +48,7 @@ class Batcher:
         self._loop: asyncio.Task[None] | None = None
         self.num_waiting = 0
         self.sizes: Callable[[int], None] = lambda size: None
+        self.waiting: Callable[[int], None] = lambda count: None
 
     def start(self) -> None:
         """Begins to compute."""
@@ -62,11 +67,9 @@ class Batcher:
         Raises:
             QueueFull: there is no room for all of them; then none is computed.
         """
-        if self.num_waiting + len(images) > self.capacity:
-            raise QueueFull
+        self._take(len(images))
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(image, loop.create_future()) for image in images]
-        self.num_waiting += len(waiting)
         for one in waiting:
             self._queue.put_nowait(one)
         try:
@@ -75,16 +78,48 @@ class Batcher:
             for one in waiting:  # where the caller has gone, or another one failed
                 one.answer.cancel()
 
+    async def alone(self, job: Callable[[], Result], *, num_images: int) -> Result:
+        """What a job of so many images gives, which runs in the network's thread between two batches.
+
+        Raises:
+            QueueFull: there is no room for them.
+        """
+        self._take(num_images)
+        try:
+            task = asyncio.get_running_loop().run_in_executor(self.thread, job)
+        except BaseException:
+            self._release(num_images)
+            raise
+        task.add_done_callback(lambda _: self._release(num_images))  # also where the caller has gone
+        return await asyncio.shield(task)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether what is submitted will be computed."""
+        return self._loop is not None and not self._loop.done()
+
+    def _take(self, num_images: int) -> None:
+        if self.num_waiting + num_images > self.capacity:
+            raise QueueFull
+        self.num_waiting += num_images
+        self.waiting(self.num_waiting)
+
+    def _release(self, num_images: int) -> None:
+        self.num_waiting -= num_images
+        self.waiting(self.num_waiting)
+
     async def _work(self) -> None:
         while (batch := await self._next_batch()) is not None:
-            self.num_waiting -= len(batch)
+            self._release(len(batch))
             wanted = [one for one in batch if not one.answer.done()]
             if not wanted:
                 continue
-            self.sizes(len(wanted))
-            images = torch.stack([one.image for one in wanted])
             try:
+                self.sizes(len(wanted))
+                images = torch.stack([one.image for one in wanted])
                 rows = await asyncio.get_running_loop().run_in_executor(self.thread, self.run, images)
+                if len(rows) != len(wanted):
+                    raise RuntimeError(f"the network gave {len(rows)} answers for {len(wanted)} images")
             except Exception as error:  # tells those who wait, and goes on with the next
                 for one in wanted:
                     if not one.answer.done():

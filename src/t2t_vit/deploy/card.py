@@ -29,4 +29,4 @@ def write_card(folder: Path, source: Source, found: Fidelity, *, format: str) ->
 
 def _in_line(name: str) -> str:
     """A class name that cannot end its line or become markup."""
-    return "`" + " ".join(name.replace("`", "'").split()) + "`"
+    return "`" + " ".join(name.replace("`", "'").replace("|", "\\|").split()) + "`"

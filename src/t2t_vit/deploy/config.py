@@ -102,7 +102,8 @@ class ExportConfig(Settings):
             yield "--any-size has no effect on --format web, whose page resizes images: leave it out."
         if self.any_size and self.format == "safetensors":
             yield "--any-size has no effect on --format safetensors, which can be loaded at any size: leave it out."
-        if os.path.isdir(self.output) and os.listdir(self.output):  # noqa: PTH112, PTH208 (it may be too long)
+        is_folder = os.path.isdir(self.output)  # noqa: PTH112 (it may be too long for a Path)
+        if os.listdir(self.output) if is_folder else os.path.exists(self.output):  # noqa: PTH110, PTH208
             yield f"{self.output} is there already and not empty: remove it, or choose another name."
         if self.push is not None and self.push.count("/") != 1:
             yield f"--push takes USER/NAME, got {self.push}."
@@ -118,9 +119,9 @@ class ServeConfig(Settings):
     workers: int = option(1, "server processes, each with its own network", short="j", at_least=1)
     batch_size: int = option(16, "images computed together at most", short="b", at_least=1)
     max_wait_ms: float = option(5.0, "how long an image waits for others", at_least=0)
-    queue: int = option(256, "images that may wait; further ones are told to try again", at_least=1)
+    queue: int = option(256, "images that may wait; further ones are told to try again", at_least="max_images")
     max_megabytes: float = option(20.0, "of a request", above=0)
-    max_megapixels: float = option(50.0, "of an image", above=0)
+    max_megapixels: float = option(50.0, "of an image", above=0, at_most=150)
     max_images: int = option(32, "of a request", at_least=1)
     timeout: float = option(30.0, "seconds from a request to its answer", above=0)
     background: str | None = option(None, f"{BACKGROUND_HELP}; by default the checkpoint's", metavar="COLOUR")

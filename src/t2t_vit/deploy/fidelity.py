@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 
 import torch
@@ -24,7 +25,6 @@ class Fidelity:
         num_images: compared; those that cannot be read are left out.
         agreement_percent: images for which both give the same label.
         largest_difference: of a probability.
-        accuracy_percent: of the exported network, where the labels are known.
         images_per_second, original_images_per_second: medians of rounds in turn, from normalised images to logits.
         latency_ms, original_latency_ms: the same for one image at a time.
     """
@@ -45,19 +45,19 @@ def compare(original: Predictor, exported: Predictor, images: Sequence[ImageOrPa
         original, exported: read the files themselves, each as it says that images are to be prepared.
         images: files.
     """
-    theirs, ours = (_probabilities(predictor, images) for predictor in (original, exported))
+    before, after = (_probabilities(predictor, images) for predictor in (original, exported))
     batch = _normalised(original, images, BATCH_SIZE)
-    slow, fast = _seconds([lambda: original.network(batch), lambda: exported.network(batch)])
-    one = batch[:1]
-    slow_ms, fast_ms = (1e3 * s for s in _seconds([lambda: original.network(one), lambda: exported.network(one)]))
+    networks = (original.network, exported.network)
+    original_s, exported_s = _seconds([partial(network, batch) for network in networks])
+    original_one_s, exported_one_s = _seconds([partial(network, batch[:1]) for network in networks])
     return Fidelity(
-        num_images=len(theirs),
-        agreement_percent=100 * float((theirs.argmax(1) == ours.argmax(1)).double().mean()),
-        largest_difference=float((theirs - ours).abs().max()),
-        images_per_second=len(batch) / fast,
-        original_images_per_second=len(batch) / slow,
-        latency_ms=fast_ms,
-        original_latency_ms=slow_ms,
+        num_images=len(before),
+        agreement_percent=100 * float((before.argmax(1) == after.argmax(1)).double().mean()),
+        largest_difference=float((before - after).abs().max()),
+        images_per_second=len(batch) / exported_s,
+        original_images_per_second=len(batch) / original_s,
+        latency_ms=1e3 * exported_one_s,
+        original_latency_ms=1e3 * original_one_s,
     )
 
 

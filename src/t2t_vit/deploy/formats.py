@@ -213,12 +213,12 @@ def _web_runtime(package: Path | None) -> Iterator[Path]:
         if package is None:
             try:
                 words = ["npm", "pack", "--silent", WEB_PACKAGE]
-                packed = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout.split()[
-                    -1
-                ]
+                packed = subprocess.run(
+                    words, cwd=folder, check=True, capture_output=True, text=True, timeout=300
+                ).stdout.split()[-1]
                 with tarfile.open(Path(folder) / packed) as archive:
                     archive.extractall(folder, filter="data")
-            except (OSError, subprocess.CalledProcessError, tarfile.TarError, IndexError) as error:
+            except (OSError, subprocess.SubprocessError, tarfile.TarError, IndexError) as error:
                 raise UserError(
                     f"npm could not fetch {WEB_PACKAGE}, which runs the network in a browser. Install Node.js, or give "
                     "a folder of that package with --onnxruntime-web."

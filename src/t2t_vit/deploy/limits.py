@@ -26,12 +26,14 @@ class Limits:
         max_bytes: of the body of a request.
         max_pixels: of an image, before it is decoded.
         max_images: of a request.
-        timeout_s: from the first byte to the answer.
+        max_pending_bytes: of all requests that are being read or answered.
+        timeout_s: from the end of a request's headers to its answer.
     """
 
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
     max_images: int = 32
+    max_pending_bytes: int = 400_000_000
     timeout_s: float = 30.0
 
 
@@ -43,7 +45,9 @@ class Rejected(Exception):
         self.status, self.reason = status, reason
 
 
-def decode(content: bytes, *, name: str, format: PixelFormat, transform: Transform, limits: Limits) -> Tensor:
+def decode(
+    content: bytes, *, name: str, format: PixelFormat, transform: Transform, shorter_px: int, limits: Limits
+) -> Tensor:
     """An image as a network's loader would give it, (C, H, W).
 
     Args:
@@ -51,6 +55,7 @@ def decode(content: bytes, *, name: str, format: PixelFormat, transform: Transfo
         name: of the image, for the reason of a refusal.
         format: what it is read as.
         transform: resizes and crops.
+        shorter_px: to which it resizes the shorter side.
         limits: its pixels are counted before they are decoded.
 
     Raises:
@@ -72,6 +77,9 @@ def decode(content: bytes, *, name: str, format: PixelFormat, transform: Transfo
                 raise Rejected(
                     413, f"{name} has {image.width} x {image.height} pixels, more than {limits.max_pixels:,}"
                 )
+            enlarged = max(1.0, shorter_px / max(1, min(image.size)))
+            if image.width * image.height * enlarged**2 > limits.max_pixels:  # a line of pixels becomes a large image
+                raise Rejected(413, f"{name} is too narrow: {image.width} x {image.height} pixels")
             return transform(convert_image(image, name=name, format=format))
     except UnreadableImage as error:
         raise Rejected(422, str(error)) from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import socket
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from t2t_vit.data.loading import default_workers
 from t2t_vit.deploy.config import ServeConfig
 from t2t_vit.deploy.limits import Limits
 from t2t_vit.errors import UserError
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 
 SETTINGS_VARIABLE = "T2T_VIT_SERVE"
 """The environment variable that tells the processes of a server their settings, as JSON."""
-GRACE_S = 30
-"""How long a server that is stopped finishes what it accepted."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+GRACE_S = 5
+"""How long after the time-out of the last request a server that is stopped waits for it."""
+LOOPBACK = ("127.0.0.1", "::1", "[::1]", "localhost")
 
 
 def serve(config: ServeConfig) -> None:
@@ -42,7 +44,9 @@ def serve(config: ServeConfig) -> None:
     host, port = listening.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(
-        f"serving at {where} (the page), {where}/docs (the interface); stop it with Ctrl-C", file=sys.stderr, flush=True
+        f"serving at {where} (the page), {where}/openapi.json (the interface); stop it with Ctrl-C",
+        file=sys.stderr,
+        flush=True,
     )
     if host not in LOOPBACK and not os.environ.get("T2T_VIT_API_KEY"):
         print("warning: other machines can reach it, and no key is asked for: set T2T_VIT_API_KEY", file=sys.stderr)
@@ -51,7 +55,8 @@ def serve(config: ServeConfig) -> None:
     settings: dict[str, Any] = {
         "factory": True,
         "log_level": "warning",
-        "timeout_graceful_shutdown": GRACE_S,
+        "timeout_graceful_shutdown": math.ceil(config.timeout) + GRACE_S,
+        "http": "h11",
         "server_header": False,
         "h11_max_incomplete_event_size": 64 * 1024,  # of a request's headers
     }
@@ -68,7 +73,8 @@ def app_of_environment() -> "FastAPI":
     from t2t_vit.deploy.service import make_app
 
     settings: dict[str, Any] = json.loads(os.environ[SETTINGS_VARIABLE])
-    return make_app(service_of(ServeConfig(**settings)))
+    config = ServeConfig(**settings)
+    return make_app(service_of(config), hosts=LOOPBACK if config.host in LOOPBACK else ("*",))
 
 
 def service_of(config: ServeConfig) -> Any:
@@ -89,6 +95,7 @@ def service_of(config: ServeConfig) -> Any:
         max_batch=config.batch_size,
         max_wait_s=config.max_wait_ms / 1000,
         capacity=config.queue,
+        num_decoders=max(1, default_workers() // config.workers),
     )
 
 
@@ -116,5 +123,6 @@ def _listen(config: ServeConfig) -> socket.socket:
             f"{config.host}, port {config.port} cannot be listened at: {error.strerror or error}. Choose another "
             "--port, or 0 for a free one."
         ) from error
+    listening.listen(1024)  # from here on callers wait instead of being refused
     listening.set_inheritable(True)
     return listening

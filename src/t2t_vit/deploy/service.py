@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -19,11 +20,13 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
@@ -41,8 +44,10 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of eve
 
 KEY_VARIABLE = "T2T_VIT_API_KEY"
 """The environment variable with the key that requests must have; without it all are answered."""
-OPEN_PATHS = ("/", "/health", "/ready", "/model.json", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready")
+OPEN_PATHS = ("/", "/health", "/ready", "/model.json", "/openapi.json", "/v2/health/live", "/v2/health/ready")
 RETRY_AFTER_S = 1
+PENDING = "t2t_vit.pending_bytes"
+"""The entry of a request's scope with the bytes that it holds."""
 
 
 class Label(BaseModel):
@@ -51,7 +56,7 @@ class Label(BaseModel):
 
 
 class Result(BaseModel):
-    """Of one image: the labels, the likeliest first; or why there are none."""
+    """Of one image: the labels, the likeliest first."""
 
     name: str
     labels: list[Label]
@@ -76,6 +81,7 @@ class Problem(BaseModel):
 class Tensors(BaseModel):
     """A tensor of the Open Inference Protocol."""
 
+    model_config = ConfigDict(strict=True)
     name: str
     shape: list[int]
     datatype: str
@@ -134,6 +140,7 @@ class Service:
         predictor: the network, ready.
         limits: of a request.
         max_batch, max_wait_s, capacity: as for `Batcher`.
+        num_decoders: threads that decode.
     """
 
     def __init__(
@@ -144,17 +151,19 @@ class Service:
         max_batch: int = 16,
         max_wait_s: float = 0.005,
         capacity: int = 256,
+        num_decoders: int | None = None,
     ) -> None:
         self.predictor, self.limits = predictor, limits
         self.format = PixelFormat.of(predictor.data_config)
         self.transform = eval_transform(predictor.data_config)
+        self.shorter_px = max(predictor.data_config["input_size"][1:]) / predictor.data_config["crop_pct"]
         self.batcher = Batcher(predictor.answer, max_batch=max_batch, max_wait_s=max_wait_s, capacity=capacity)
-        self.decoders = ThreadPoolExecutor(max(1, default_workers()), thread_name_prefix="decoder")
-        self.is_ready = False
+        self.decoders = ThreadPoolExecutor(num_decoders or max(1, default_workers()), thread_name_prefix="decoder")
+        self._is_started = False
         self.name = predictor.checkpoint.model or type(predictor.network).__name__
         self.layers = layers_shown(predictor)
-        self._watching = asyncio.Lock()
         self._num_decoding = 0
+        self.num_pending_bytes = 0
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "t2t_vit_requests", "requests by path and status", ["path", "status"], registry=self.registry
@@ -165,17 +174,23 @@ class Service:
             "t2t_vit_batch_size", "images computed together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
         self.waiting = Gauge("t2t_vit_waiting", "images that wait", registry=self.registry, multiprocess_mode="livesum")
-        self.batcher.sizes = self.batch_sizes.observe
+        self.batcher.sizes, self.batcher.waiting = self.batch_sizes.observe, self.waiting.set
 
     async def start(self) -> None:
         """Computes one image, as the first one takes long, and is ready."""
         self.batcher.start()
         await self.batcher.submit(torch.zeros(1, *self.predictor.data_config["input_size"], dtype=torch.uint8))
-        self.is_ready = True
+        self._is_started = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether images are answered."""
+        return self._is_started and self.batcher.is_working
 
     async def stop(self) -> None:
-        self.is_ready = False
+        """Ends when what was accepted is answered."""
         await self.batcher.stop()
+        self._is_started = False
         self.decoders.shutdown()
 
     async def decode(self, contents: Sequence[bytes], names: Sequence[str]) -> Tensor:
@@ -184,7 +199,12 @@ class Service:
             raise QueueFull
         loop = asyncio.get_running_loop()
         self._num_decoding += len(contents)
-        how: dict[str, Any] = {"format": self.format, "transform": self.transform, "limits": self.limits}
+        how: dict[str, Any] = {
+            "format": self.format,
+            "transform": self.transform,
+            "shorter_px": self.shorter_px,
+            "limits": self.limits,
+        }
         tasks = [
             loop.run_in_executor(self.decoders, partial(decode, content, name=name, **how))
             for content, name in zip(contents, names, strict=True)
@@ -215,13 +235,8 @@ class Service:
         if contents is not None:
             probabilities = await self.batcher.submit(await self.decode(contents, names))
         else:
-            images = torch.tensor(tensor.data, dtype=torch.float32).reshape(tensor.shape)
-            if not torch.isfinite(images).all():
-                raise Rejected(422, "the images have values that are not finite")
-            loop = asyncio.get_running_loop()
-            async with self._watching:
-                run = partial(self.predictor.answer, images, normalised=True)
-                probabilities = await loop.run_in_executor(self.decoders, run)
+            run = partial(self.predictor.answer, _as_tensor(tensor), normalised=True)
+            probabilities = await self.batcher.alone(run, num_images=len(names))
         self.images.inc(len(names))
         best = probabilities.argmax(dim=1).tolist()
         return {
@@ -248,11 +263,8 @@ class Service:
         if not self.layers:
             raise Rejected(404, f"{self.name} has no attention that can be shown")
         image = await self.decode([content], ["image"])
-        async with self._watching:  # hooks are the network's: one image at a time
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(
-                self.batcher.thread, partial(attention_maps, self.predictor, image, self.layers)
-            )
+        watch = partial(attention_maps, self.predictor, image, self.layers)
+        found = await self.batcher.alone(watch, num_images=1)  # its hooks are the network's
         height, width = image.shape[-2:]
         return Overlay(height=height, width=width, layers=self.layers, maps=found)
 
@@ -276,17 +288,25 @@ class Service:
         ]
 
 
-def make_app(service: Service) -> FastAPI:
-    """The application of a service."""
+def make_app(service: Service, *, hosts: Sequence[str] = ("*",)) -> FastAPI:
+    """The application of a service.
+
+    Args:
+        hosts: the names by which it may be called; a page of somebody else's, whose name was made to lead here, has
+            another one.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        starting = asyncio.create_task(service.start())  # meanwhile requests are told that it is not ready
         yield
+        await starting
         await service.stop()
 
-    app = FastAPI(title="t2t_vit", version=t2t_vit.__version__, lifespan=lifespan, redoc_url=None)
-    app.state.service = service
+    # FastAPI's pages on the interface take their programs from another host.
+    app = FastAPI(title="t2t_vit", version=t2t_vit.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    if "*" not in hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
     _add_guards(app, service)
     _add_status(app, service)
     _add_predictions(app, service)
@@ -348,6 +368,8 @@ class Guard:
             try:
                 async with asyncio.timeout(self.service.limits.timeout_s):
                     await self.app(scope, receive, counted)
+            except ClientDisconnect:
+                pass  # nobody is there to be told
             except TimeoutError:
                 problem = _problem(504, f"no answer within {self.service.limits.timeout_s:g} s")
             except Exception:
@@ -355,6 +377,7 @@ class Guard:
                 problem = _problem(500, "this should not have happened; the server's log says what did")
         if problem is not None and not statuses:
             await problem(scope, receive, counted)
+        self.service.num_pending_bytes -= scope.get(PENDING, 0)
         path = getattr(scope.get("route"), "path", "other")
         self.service.requests.labels(path, str(statuses[0] if statuses else 499)).inc()
         self.service.seconds.observe(perf_counter() - start)
@@ -362,7 +385,7 @@ class Guard:
 
 def _has_key(request: Request, key: str) -> bool:
     given = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), key.encode())
+    return hmac.compare_digest(given.encode("latin-1", "replace"), key.encode())  # as starlette decodes headers
 
 
 def _add_status(app: FastAPI, service: Service) -> None:
@@ -389,12 +412,20 @@ def _add_status(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", responses={401: PROBLEMS[401]})
     async def metrics() -> Response:
         """Counts for Prometheus."""
-        service.waiting.set(service.batcher.num_waiting)
         registry = service.registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            _forget_dead_processes(Path(folder))
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _forget_dead_processes(folder: Path) -> None:
+    """Removes the counts of what waits in processes that are gone."""
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
@@ -416,16 +447,17 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
 def _contents(service: Service) -> Callable[[Request], Awaitable[list[tuple[str, bytes]]]]:
     """Reads the files of a request, with their names."""
     limits = service.limits
+    loop = asyncio.get_running_loop
 
     async def read(request: Request) -> list[tuple[str, bytes]]:
         if not service.is_ready:
             raise Rejected(503, "not ready")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
-            return await _files_of_form(request, limits)
-        body = await _body(request, limits)
-        if kind == "application/json":
-            return _files_of_json(body, limits)
+            return await _files_of_form(request, service)
+        body = await _body(request, service)
+        if kind == "application/json":  # not in this thread: large bodies take long
+            return await loop().run_in_executor(service.decoders, _files_of_json, body, limits)
         if kind in ("", "application/octet-stream") or kind.startswith("image/"):
             return [("image", body)]
         raise Rejected(415, f"expected an image, a form or JSON, got {kind}")
@@ -433,21 +465,26 @@ def _contents(service: Service) -> Callable[[Request], Awaitable[list[tuple[str,
     return read
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
+async def _body(request: Request, service: Service) -> bytes:
     """The body, unless it is too large; what it says of its length need not be true."""
+    limits = service.limits
     told = request.headers.get("content-length", "0")
     if told.isdecimal() and int(told) > limits.max_bytes:
         raise Rejected(413, f"the body has more than {limits.max_bytes:,} bytes")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
+        request.scope[PENDING] = request.scope.get(PENDING, 0) + len(chunk)
+        service.num_pending_bytes += len(chunk)
+        if service.num_pending_bytes > limits.max_pending_bytes:
+            raise QueueFull
         if len(body) > limits.max_bytes:
             raise Rejected(413, f"the body has more than {limits.max_bytes:,} bytes")
     return bytes(body)
 
 
-async def _files_of_form(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
-    body = await _body(request, limits)
+async def _files_of_form(request: Request, service: Service) -> list[tuple[str, bytes]]:
+    body, limits = await _body(request, service), service.limits
 
     async def again() -> Any:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -458,7 +495,7 @@ async def _files_of_form(request: Request, limits: Limits) -> list[tuple[str, by
             max_files=limits.max_images, max_fields=limits.max_images
         ) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            found = [(file.filename or f"image {row}", await file.read()) for row, file in enumerate(files)]
+            found = [(_as_text(file.filename or f"image {row}"), await file.read()) for row, file in enumerate(files)]
     except (MultiPartException, HTTPException) as error:
         reason = getattr(error, "message", None) or getattr(error, "detail", None) or str(error)
         raise Rejected(413 if "Too many" in str(reason) else 400, f"the form cannot be read: {reason}") from error
@@ -467,6 +504,11 @@ async def _files_of_form(request: Request, limits: Limits) -> list[tuple[str, by
     if not found:
         raise Rejected(422, "the form has no file")
     return found
+
+
+def _as_text(name: str) -> str:
+    """A file's name without what is no letter of any alphabet."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _files_of_json(body: bytes, limits: Limits) -> list[tuple[str, bytes]]:
@@ -546,10 +588,13 @@ def _add_open_inference(app: FastAPI, service: Service) -> None:
         if not service.is_ready:
             raise Rejected(503, "not ready")
         try:
-            asked = InferRequest.model_validate_json(await _body(request, service.limits))
+            body = await _body(request, service)
+            loop = asyncio.get_running_loop()
+            asked = await loop.run_in_executor(service.decoders, InferRequest.model_validate_json, body)
         except ValueError as error:
             raise Rejected(422, "expected a request of the Open Inference Protocol") from error
-        return await service.infer(asked, _checked(asked, service))
+        contents = await loop.run_in_executor(service.decoders, _checked, asked, service)
+        return await service.infer(asked, contents)
 
 
 def _checked(request: InferRequest, service: Service) -> list[bytes] | None:
@@ -560,26 +605,35 @@ def _checked(request: InferRequest, service: Service) -> list[bytes] | None:
     count = tensor.shape[0] if tensor.shape else 0
     if not 0 < count <= service.limits.max_images:
         raise Rejected(413 if count > 0 else 422, f"expected 1 to {service.limits.max_images} images")
-    if tensor.datatype == "BYTES":
+    if tensor.datatype == "BYTES" and tensor.name == "image":
         if len(tensor.shape) != 1 or len(tensor.data) != count or not all(isinstance(one, str) for one in tensor.data):
             raise Rejected(422, "expected as many texts in base64 as the shape says")
         return [_from_base64(text) for text in tensor.data]
     wanted = [count, *service.predictor.data_config["input_size"]]
-    if tensor.datatype != "FP32" or tensor.shape != wanted:
-        raise Rejected(422, f"expected BYTES [n], or FP32 [n, {', '.join(map(str, wanted[1:]))}]")
-    flat = _flatten(tensor.data)
+    if tensor.datatype != "FP32" or tensor.name != "images" or tensor.shape != wanted:
+        raise Rejected(422, f"expected image, BYTES [n], or images, FP32 [n, {', '.join(map(str, wanted[1:]))}]")
     size = torch.Size(wanted).numel()
-    if len(flat) != size or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in flat):
+    tensor.data = _flatten(tensor.data, size)
+    if len(tensor.data) != size or not all(type(value) in (int, float) for value in tensor.data):
         raise Rejected(422, f"expected {size:,} numbers")
-    tensor.data = flat
     return None
 
 
-def _flatten(values: Sequence[Any]) -> list[Any]:
-    """Nested lists as one, at any depth that a tensor has."""
+def _flatten(values: Sequence[Any], size: int) -> list[Any]:
+    """Nested lists as one, at any depth that a tensor has; no further where there are more than `size` values."""
     flat = list(values)
     for _ in range(4):
-        if not any(isinstance(value, list) for value in flat):
+        if len(flat) > size or not any(isinstance(value, list) for value in flat):
             break
         flat = [inner for value in flat for inner in (value if isinstance(value, list) else [value])]
     return flat
+
+
+def _as_tensor(tensor: Tensors) -> Tensor:
+    try:
+        images = torch.tensor(tensor.data, dtype=torch.float32).reshape(tensor.shape)
+    except (OverflowError, RuntimeError, ValueError) as error:
+        raise Rejected(422, "the images have values that are no float32") from error
+    if not torch.isfinite(images).all():
+        raise Rejected(422, "the images have values that are not finite")
+    return images

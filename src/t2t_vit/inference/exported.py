@@ -6,6 +6,7 @@ file that is opened here runs code. A .pt2 file does, and is opened only for who
 
 import dataclasses
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from t2t_vit.errors import UserError
-from t2t_vit.models.checkpoint_formats import FORMAT, Checkpoint, LoadReport, about_network
+from t2t_vit.models.checkpoint_formats import DATA_KEYS, FORMAT, Checkpoint, LoadReport, about_network
 from t2t_vit.runtime.machine import Machine
 
 NAMES = {".onnx": "model.onnx", ".xml": "model.xml", ".pt2": "model.pt2"}
@@ -194,9 +195,13 @@ def _open_onnxruntime(file: Path, machine: Machine) -> tuple[ExportedNetwork, st
 
 def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str | None]:
     metadata = None
-    if file.suffix == ".onnx":
+    if file.suffix.lower() == ".onnx":
         graph = read_onnx(file)
         metadata = next((entry.value for entry in graph.metadata_props if entry.key == FORMAT), None)
+    else:
+        with file.open("rb") as stream:  # OpenVINO would open an ONNX file of this name too
+            if not stream.read(64).lstrip().startswith((b"<?xml", b"<net")):
+                raise UserError(f"{file} is no file of OpenVINO's: expected XML. Export it again.")
     openvino = need("openvino", "openvino")
     core = openvino.Core()
     settings = {
@@ -210,8 +215,14 @@ def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str |
         raise UserError(f"OpenVINO cannot run {file}: {_first_line(error)}.") from error
     if metadata is None and model.has_rt_info([FORMAT]):
         metadata = str(model.get_rt_info([FORMAT]).value)
+    lock = threading.Lock()  # a compiled model has one place for its results
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with lock:
+            return compiled(images)[0].copy()
+
     network = _network(
-        lambda images: compiled(images)[0],
+        run,
         runtime="OpenVINO",
         file=file,
         inputs=[(one.element_type == openvino.Type.f32, _openvino_shape(one)) for one in model.inputs],
@@ -254,9 +265,14 @@ def _network(
     """The network with what its first output and its inputs tell; an axis of any size has no number."""
     if len(inputs) != 1 or not inputs[0][0] or len(inputs[0][1]) != 4:
         raise UserError(f"{file} is no image classifier: expected one input of float32 images, (B, C, H, W).")
-    sizes = [size if isinstance(size, int) else None for size in inputs[0][1]]
+    batch, *sizes = [size if isinstance(size, int) else None for size in inputs[0][1]]
+    if batch not in (None, 1):
+        raise UserError(f"{file} takes {batch} images at a time, no more and no fewer: export it with a free batch.")
+    if batch == 1:
+        one_by_one = run
+        run = lambda images: np.concatenate([one_by_one(image[None]) for image in images])  # noqa: E731
     classes = output[1] if len(output) == 2 and isinstance(output[1], int) else None
-    return ExportedNetwork(run, runtime=runtime, num_classes=classes, input_size=sizes[1:], num_tensors=num_tensors)
+    return ExportedNetwork(run, runtime=runtime, num_classes=classes, input_size=sizes, num_tensors=num_tensors)
 
 
 def _first_line(error: Exception) -> str:
@@ -279,6 +295,14 @@ def _checkpoint(file: Path, network: ExportedNetwork, metadata: str | None) -> C
         data_config = {"input_size": [in_chans, *size], **IMAGENET, "crop_pct": 1.0, "interpolation": "bicubic"}
         checkpoint = dataclasses.replace(checkpoint, data_config=data_config)
         changed = ["preparation: ImageNet's mean and deviation, whole images, as the file does not say"]
+    wanted = (checkpoint.data_config or {}).get("input_size", ())
+    if not {*DATA_KEYS} <= {*(checkpoint.data_config or {})} or any(
+        size not in (None, axis) for size, axis in zip(network.input_size, wanted, strict=True)
+    ):
+        raise UserError(
+            f"{file} says that images are to be prepared as {checkpoint.data_config}, which is not what its network "
+            f"takes, {network.input_size}. Export it again."
+        )
     kind = f"exported network, which {network.runtime} runs,"
     report = LoadReport(str(file), kind, network.num_tensors, changed, left=[], used_ema=False)
     if network.num_classes is None and checkpoint.class_names:

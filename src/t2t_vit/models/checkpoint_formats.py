@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import http.client
 import json
-import math
 import re
 import sys
 import warnings
@@ -44,6 +43,10 @@ SQUARE_KINDS = (OFFICIAL, OFFICIAL_CIFAR, TOKEN_LABELLING, MMPRETRAIN)
 RAW_KEYS = ("state_dict", "model", "net")
 EMA_KEYS = ("state_dict_ema", "model_ema")
 DATA_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "lanczos3", "random")
+"""timm's names."""
+NO_MODEL_ARGS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Arguments of `timm.create_model` that open other files: no checkpoint gives them."""
 MAX_SIDE = 16384
 """Pixels. Larger images no network here takes."""
 WRAPPERS = ("module.", "_orig_mod.")
@@ -312,7 +315,9 @@ def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
         _tensors(ema if used_ema else raw),
         used_ema,
         model=content.pop("model", None),
-        model_args=content.pop("model_args", None) or {},
+        model_args={
+            name: value for name, value in (content.pop("model_args", None) or {}).items() if name not in NO_MODEL_ARGS
+        },
         class_names=content.pop("class_names", None),
         data_config=content.pop("data_config", None),
         extra=content,
@@ -320,7 +325,7 @@ def _ours(content: dict[str, Any], source: str, use_ema: bool) -> Checkpoint:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
 
 
 def _are_numbers(values: Any) -> bool:
@@ -333,13 +338,18 @@ def _is_data_config(config: Any) -> bool:
         return True
     if not isinstance(config, Mapping):
         return False
-    size, share = config.get("input_size"), config.get("crop_pct", 1.0)
+    size, share = config.get("input_size"), config.get("crop_pct")
+    means, deviations = config.get("mean"), config.get("std")
+    channels = size[0] if size else 3
     return (
-        all(values is None or _are_numbers(values) for values in (size, config.get("mean"), config.get("std")))
+        set(config) <= {*DATA_KEYS, "background"}
+        and all(values is None or _are_numbers(values) for values in (size, means, deviations))
         and (size is None or (len(size) == 3 and all(isinstance(axis, int) and 0 < axis <= MAX_SIDE for axis in size)))
-        and all(value > 0 for value in config.get("std") or ())
-        and (share is None or (_is_number(share) and 0 < share <= 10))
-        and all(isinstance(config.get(name, ""), str | None) for name in ("interpolation", "background"))
+        and all(values is None or len(values) == channels or channels == 1 for values in (means, deviations))
+        and all(value > 0 for value in deviations or ())
+        and (share is None or (_is_number(share) and 0.05 <= share <= 10))
+        and (config.get("interpolation") is None or config["interpolation"] in INTERPOLATIONS)
+        and isinstance(config.get("background", ""), str | None)
     )
 
 

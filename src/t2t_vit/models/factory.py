@@ -66,7 +66,14 @@ def load_model(
         tagged = f"{name}.cifar{arguments.get('num_classes')}"
         name = tagged if timm.is_model_pretrained(tagged) else name  # these files have their own mean, std and crop
     given = {key: value for key, value in kwargs.items() if value is not None}
-    network = _create(name, **{**arguments, **given, "pretrained": False})
+    try:
+        network = _create(name, **{**arguments, **given, "pretrained": False})
+    except Exception as error:
+        if given or not checkpoint.model_args:  # it is the caller's mistake, or ours
+            raise
+        raise UserError(
+            f"The arguments of {name} in {checkpoint.path} make no network: {error}. The file is damaged."
+        ) from error
     report = load_checkpoint(network, checkpoint)
     if alike:
         report.changed.append(

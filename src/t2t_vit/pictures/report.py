@@ -55,9 +55,9 @@ class Best(NamedTuple):
         return self.balanced if best_by == "balanced" else self.top1
 
     def standard_error(self, best_by: str) -> float:
-        """Of that score in percent points, as of a share of the images; where all are right, of all but one."""
-        share = min(max(self.score(best_by) / 100, 1 / self.num_images), 1 - 1 / self.num_images)
-        return 100 * math.sqrt(max(share * (1 - share), 0.0) / self.num_images)
+        """Of that score in percent points, as of a share of the images, with one right and one wrong added to them."""
+        share = (self.score(best_by) / 100 * self.num_images + 1) / (self.num_images + 2)
+        return 100 * math.sqrt(share * (1 - share) / self.num_images)
 
 
 @dataclass(frozen=True)

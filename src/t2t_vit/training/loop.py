@@ -29,6 +29,8 @@ MAX_BAD_STEPS = 10
 
 FEW_IMAGES = 1000
 """Validation images below which the best of many evaluations is best by chance."""
+CLEARLY = 3.0
+"""Standard errors by which others must be better: of twenty evaluations the best is one or two above the truth."""
 CLEAR_AFTER = 0.1
 """Share of the steps after which a pre-training must have learnt something."""
 LEARNT_SHARE = 0.9
@@ -55,7 +57,7 @@ def fit(run: Run) -> None:
             if progress.step < run.next_evaluation():
                 continue
             row = evaluate_round(run)
-            best = best_of(run, row)
+            best = best_of(run, row, is_last=progress.step == progress.plan.num_steps)
             if not run.interruption.in_only_process() and run.stop_early(best):
                 row = evaluate_round(run)  # on all images
                 best = best_of(run, row)
@@ -168,13 +170,13 @@ def measure(run: Run, model: nn.Module, label: str) -> Accuracy:
     return measure_accuracy(predictor, run.val_loader, run.display, label=label, stop=stop)
 
 
-def best_of(run: Run, row: dict[str, Any]) -> Best:
+def best_of(run: Run, row: dict[str, Any], *, is_last: bool = False) -> Best:
     """The better ones of the weights just evaluated and the best so far.
 
     Evaluations in between may be on a part of the validation images, and the last one is on all. So the best weights
     of before are measured on all images too. Of equal ones the first stay the best. But few images find weights equal
     or better by chance: there the averaged weights of the last step, which have learnt longest, are the best unless
-    others are clearly better.
+    others are clearly better. A run that patience ended keeps the best: its rate had not fallen yet.
     """
     best_by = run.config.best_by
     best, candidate = run.progress.best, judge(row, best_by)
@@ -183,9 +185,9 @@ def best_of(run: Run, row: dict[str, Any]) -> Best:
         best = best._replace(top1=found.top1, balanced=found.balanced, num_images=found.num_images)
     if best is None or candidate.score(best_by) > best.score(best_by):
         best = candidate
-    if row["step"] == run.progress.plan.num_steps and row["val_images"] < FEW_IMAGES:
+    if is_last and row["val_images"] < FEW_IMAGES:
         last = steadiest(row)
-        return last if last.score(best_by) >= best.score(best_by) - best.standard_error(best_by) else best
+        return last if best.score(best_by) - last.score(best_by) < CLEARLY * best.standard_error(best_by) else best
     return best
 
 
