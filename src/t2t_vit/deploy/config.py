@@ -41,7 +41,10 @@ class PredictConfig(Settings):
     trust_code: bool = option(False, TRUST_HELP)
     resume: bool = option(False, "go on after the last image that was written", needs="csv or jsonl or parquet")
     batch_size: int | None = option(None, "images per step; by default 32, on a GPU 256", short="b", at_least=1)
-    workers: int | None = option(None, "processes that load images; by default one a core", short="j", at_least=0)
+    workers: int | None = option(
+        None, "processes that load images; by default one a core", short="j", at_least=0, unless="ray"
+    )
+    ray: int | None = option(None, "share the images among so many actors of a Ray cluster", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
 
     def contradictions(self) -> Iterable[str]:

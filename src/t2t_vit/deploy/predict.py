@@ -36,14 +36,19 @@ def predict(config: PredictConfig) -> None:
     top_k = min(config.top_k or NUM_LABELS, len(predictor.class_names))
     rows = open_rows(config.csv, config.jsonl, config.parquet, num_labels=top_k, embed=config.embed)
     done = 0 if rows is None else _number_done(rows, paths)
-    predictions = predictor(
-        paths[done:],
-        top_k,
-        embed=config.embed,
-        flip=config.flip,
-        batch_size=config.batch_size,
-        workers=config.workers,
-    )
+    if config.ray:
+        from t2t_vit.deploy.on_ray import predict_on_ray  # here, because Ray is an extra
+
+        predictions = predict_on_ray(config, paths[done:], top_k=top_k, batch_size=config.batch_size or 32)
+    else:
+        predictions = predictor(
+            paths[done:],
+            top_k,
+            embed=config.embed,
+            flip=config.flip,
+            batch_size=config.batch_size,
+            workers=config.workers,
+        )
     found = _Found(config.threshold)
     if rows is not None:
         _write(rows, found.pick(predictions), num_images=len(paths), num_done=done)

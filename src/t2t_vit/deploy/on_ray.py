@@ -1,0 +1,95 @@
+"""Predictions on many machines: the same `Predictor`, mapped over paths by Ray Data."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from t2t_vit.deploy.config import PredictConfig
+from t2t_vit.inference.exported import need
+from t2t_vit.inference.predictor import Prediction, Predictor
+
+NUM_PARTS = 4
+"""Batches of a task: what is lost, and done again, where a machine dies."""
+
+
+class RayPredictor:
+    """A `Predictor` in an actor of Ray: maps a batch of paths to their predictions, as Ray Data wants both."""
+
+    def __init__(self, config: PredictConfig, top_k: int) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # an actor has a core; more actors use more
+        self.config, self.top_k = config, top_k
+        self.predictor = Predictor(
+            config.checkpoint,
+            device=config.device,
+            background=config.background,
+            runtime=config.runtime,
+            trust_code=config.trust_code,
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        paths = [str(path) for path in batch["path"]]
+        found = self.predictor(
+            paths,
+            self.top_k,
+            embed=self.config.embed,
+            flip=self.config.flip,
+            batch_size=self.config.batch_size,
+            workers=0,  # other actors read meanwhile
+        )
+        return {"prediction": [_plain(prediction) for prediction in found]}
+
+
+def predict_on_ray(
+    config: PredictConfig, paths: Sequence[Path | str], *, top_k: int, batch_size: int
+) -> Iterator[Prediction]:
+    """The predictions of some files, in order, by one actor for each of `--ray` places in a cluster.
+
+    The cluster is the one that RAY_ADDRESS names, else one of this machine that lives as long as the command. All of
+    its machines must see the files and the checkpoint under the same paths. What a machine that dies was working on is
+    done again by others.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+    ray = need("ray", "ray")
+    need("ray.data", "ray")
+    assert config.ray is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own future
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    num_gpus = ray.cluster_resources().get("GPU", 0) / config.ray if config.device in ("auto", "cuda") else 0
+    items = ray.data.from_items(
+        [{"path": str(path)} for path in paths], override_num_blocks=max(1, -(-len(paths) // (NUM_PARTS * batch_size)))
+    )
+    rows = items.map_batches(
+        RayPredictor,
+        fn_constructor_args=(config, top_k),
+        batch_size=batch_size,
+        compute=ray.data.ActorPoolStrategy(size=config.ray),
+        num_gpus=num_gpus or None,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    for row in rows.iter_rows():
+        yield _prediction(row["prediction"])
+
+
+def _plain(prediction: Prediction) -> dict[str, Any]:
+    embedding = None if prediction.embedding is None else prediction.embedding.tolist()
+    return {**prediction._asdict(), "embedding": embedding}
+
+
+def _prediction(plain: dict[str, Any]) -> Prediction:
+    import torch
+
+    embedding = None if plain["embedding"] is None else torch.tensor(plain["embedding"])
+    labels = [(str(label), float(probability)) for label, probability in plain["labels"]]
+    return Prediction(plain["name"], labels, error=plain["error"], embedding=embedding)
