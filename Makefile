@@ -18,8 +18,8 @@ BIN := $(VENV)/bin
 .PHONY: quickstart install-dev test test-fast test-oldest lint test-timm clean
 
 quickstart: $(VENV)/installed
-	$(BIN)/t2t-vit compare digits --models t2t_vit_7 t2t_vit_7_no_t2t --output runs/quickstart --resume
-	@echo "The table and the picture are in runs/quickstart. Next: $(BIN)/t2t-vit --help"
+	$(BIN)/t2t-vit train digits --output runs/quickstart --resume
+	@echo "Look at runs/quickstart/report.html. Next: $(BIN)/t2t-vit serve --checkpoint runs/quickstart, or --help"
 
 install-dev: $(VENV)/installed-dev
 

@@ -290,7 +290,7 @@ def test_what_released_weights_there_are_is_told():
     with pytest.raises(UserError, match=r"timm has no weights of densenet264d\. It has some of densenet20?1"):
         refuse_unavailable(configure(TrainConfig, data="digits", model="densenet264d", pretrained=True))
     with pytest.raises(UserError, match=r"pretrained has no effect beside --checkpoint a\.pt"):
-        configure(TrainConfig, data="digits", checkpoint="a.pt", pretrained=True)
+        configure(TrainConfig, data="digits", model="t2t_vit_14", checkpoint="a.pt", pretrained=True)
     assert not configure(TrainConfig, data="digits", checkpoint="a.pt", model="t2t_vit_14.in1k").pretrained
 
 

@@ -61,7 +61,7 @@ def test_what_rules_the_backbone_s_rates_switches_the_recipe_s_own_rule_off(word
 def test_python_has_the_recipe_of_the_command_line():
     ours = configure(TrainConfig, data="digits", model="t2t_vit_7")
     assert ours == parse(TrainConfig, ["digits", "--model", "t2t_vit_7"], prog="t2t-vit train")
-    assert (ours.recipe, ours.epochs, ours.given) == ("digits", 12, {"data", "model"})
+    assert (ours.recipe, ours.epochs, ours.given) == ("digits", 6, {"data", "model"})
 
 
 def test_a_transfer_goes_on_without_its_checkpoint_being_named(tmp_path):

@@ -32,10 +32,19 @@ def small(**settings):
 
 def test_small_images_get_a_small_network_and_what_was_given_stays():
     config, reasons = choose(small(), source_of(images_of(28)), on_cpu=True)
-    assert (config.model, config.img_size, config.batch_size) == ("t2t_vit_7", 64, 40)
-    assert "t2t_vit_7 at 64 x 64 pixels, as the images are about 28 x 28 and there is a CPU" in reasons[0]
+    assert (config.model, config.img_size, config.batch_size) == ("t2t_vit_7_local", 64, 40)
+    assert config.checkpoint == "formulas"
+    assert reasons[0] == (
+        "chosen: t2t_vit_7_local at 64 x 64 pixels from weights learnt of formulas, as the images are about 28 x 28 "
+        "and there is a CPU (--model, --img-size)"
+    )
     given = small(model="t2t_vit_10", img_size=48, batch_size=16, hflip=0.1)
     assert choose(given, source_of(images_of(28)), on_cpu=True) == (given, [])
+    for scratch, where in [(small(in_chans=4, aa=None, color_jitter=None), True), (small(), False)]:
+        source = source_of(images_of(28, count=40 if where else 5001))
+        config, reasons = choose(scratch, source, on_cpu=where)
+        assert config.checkpoint is None
+        assert " pixels, as the images are about 28 x 28" in reasons[0]
 
 
 def test_a_batch_is_shared_by_the_processes():
@@ -46,11 +55,13 @@ def test_a_batch_is_shared_by_the_processes():
 @pytest.mark.parametrize(
     ("side", "num_images", "on_cpu", "expected"),
     [
-        (28, 100, True, ("t2t_vit_7", 64)),
-        (28, 100, False, ("t2t_vit_7_32px", 32)),
-        (64, 1800, False, ("t2t_vit_7_64px", 64)),
-        (500, 1800, True, ("t2t_vit_7", 128)),
-        (500, 1800, False, ("t2t_vit_7", 224)),
+        (28, 100, True, ("t2t_vit_7_local", 64)),
+        (28, 100, False, ("t2t_vit_7_local", 64)),
+        (28, 5001, False, ("t2t_vit_7_32px_local", 32)),
+        (64, 1800, False, ("t2t_vit_7_local", 64)),
+        (64, 5001, False, ("t2t_vit_7_64px_local", 64)),
+        (500, 1800, True, ("t2t_vit_7_local", 128)),
+        (500, 1800, False, ("t2t_vit_7_local", 224)),
         (500, 200_000, False, ("t2t_vit_14", 224)),
     ],
 )

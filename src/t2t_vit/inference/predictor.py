@@ -106,6 +106,12 @@ class Predictor:
                 self.network.eval()
             if self.network.num_classes == 0:
                 raise UserError(f"{path} has no head, so that it cannot name classes. Train one: t2t-vit transfer.")
+            names = class_names or checkpoint.class_names
+            if names and len(names) != self.network.num_classes:
+                raise UserError(
+                    f"There are {len(names)} class names, and the network of {path} tells {self.network.num_classes} "
+                    "classes apart: name each of them."
+                )
             known = {key: value for key, value in checkpoint.extra.items() if key in ABOUT}
             self.checkpoint = dataclasses.replace(checkpoint, state_dict={}, extra=known)
         if isinstance(self.network, nn.Module):
@@ -119,12 +125,6 @@ class Predictor:
         self.data_config, self.normalize = data_config, Normalize(data_config, self.machine.device)
         self.temperature = float(self.checkpoint.extra.get("calibration", {}).get("temperature", 1.0))
         self.class_names = tuple(class_names or self.checkpoint.class_names or _published_class_names(self.network))
-        num_classes = getattr(self.network, "num_classes", None) or len(self.class_names)
-        if len(self.class_names) != num_classes:
-            raise UserError(
-                f"There are {len(self.class_names)} class names, and the network tells {num_classes} classes apart: "
-                "name each of them."
-            )
 
     @overload
     def __call__(self, images: ImageOrPath, top_k: int | None = None, **options: Any) -> Prediction: ...

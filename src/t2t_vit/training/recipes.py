@@ -37,12 +37,12 @@ RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         "scikit-learn's 1,797 handwritten digits at 64 pixels; `make quickstart`",
         {
-            "model": "t2t_vit_7",
-            "img_size": 64,
+            "img_size": 64,  # the model is chosen: see sizing.py
             "val_fraction": 0.5,  # 899 images: one is 0.1 %, and 898 to learn from are few
-            "epochs": 12,
+            "epochs": 6,
             "eval_share": 1.0,
             "batch_size": 32,
+            "opt": "muon",
             "lr": 5e-4,
             "warmup_epochs": 2,
             "drop_path": 0.0,
@@ -53,6 +53,7 @@ RECIPES: dict[str, Recipe] = {
             "color_jitter": None,
             "crop_pct": 1.0,
         },
+        by_opt=MUON,
     ),
     "small": Recipe(
         "a folder of hundreds to thousands of images, from scratch",

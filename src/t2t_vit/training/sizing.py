@@ -19,6 +19,9 @@ from t2t_vit.runtime.machine import Machine
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.recipes import LEARNING_RATES
 
+FORMULAS_MODEL = "t2t_vit_7_local"
+"""The network that `--checkpoint formulas` holds weights of."""
+FEW_IMAGES = 5000
 BATCH_SIZE = 64
 LARGER_BATCHES = (512, 256, 128)
 MIN_STEPS_PER_EPOCH = 20
@@ -51,9 +54,13 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
         chosen["model"], size = model_for(side, len(images), on_cpu=on_cpu)
         chosen["img_size"] = config.img_size or size
         where = "a CPU" if on_cpu else "a GPU"
+        start = ""
+        if chosen["model"] == FORMULAS_MODEL and config.in_chans in (1, 3):
+            chosen["checkpoint"] = "formulas"
+            start = " from weights learnt of formulas"
         reasons.append(
-            f"{chosen['model']} at {_in_words(chosen['img_size'])} pixels, as the images are about {height} x {width} "
-            f"and there is {where} (--model, --img-size)"
+            f"{chosen['model']} at {_in_words(chosen['img_size'])} pixels{start}, as the images are about "
+            f"{height} x {width} and there is {where} (--model, --img-size)"
         )
     if config.batch_size is None:
         chosen["batch_size"] = max(processes, even_batch_size(len(images)) // processes * processes)
@@ -92,15 +99,18 @@ def choose_channels(config: TrainConfig, source: Source) -> tuple[TrainConfig, l
 def model_for(side_px: int, num_images: int, *, on_cpu: bool) -> tuple[str, int]:
     """The network and the size that it takes images at, by the images' shorter side.
 
-    On a CPU the paper's splits at 64 pixels leave 4 x 4 tokens, and train four times as fast as 8 x 8 (docs/log.md).
+    On a CPU the paper's splits at 64 pixels leave 4 x 4 tokens, and train four times as fast as 8 x 8 (docs/log.md). On
+    a GPU few small images get the same, as that is what the weights learnt of formulas are for.
     """
     if on_cpu:
-        return ("t2t_vit_7", 64) if side_px <= 96 else ("t2t_vit_7", 128)
+        return FORMULAS_MODEL, 64 if side_px <= 96 else 128
+    if side_px <= 96 and num_images <= FEW_IMAGES:
+        return FORMULAS_MODEL, 64
     if side_px <= 40:
-        return "t2t_vit_7_32px", 32
+        return "t2t_vit_7_32px_local", 32
     if side_px <= 96:
-        return "t2t_vit_7_64px", 64
-    return ("t2t_vit_7", 224) if num_images < 20_000 else ("t2t_vit_14", 224)
+        return "t2t_vit_7_64px_local", 64
+    return (FORMULAS_MODEL, 224) if num_images < 20_000 else ("t2t_vit_14", 224)
 
 
 def even_batch_size(num_images: int) -> int:
