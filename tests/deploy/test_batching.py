@@ -51,6 +51,19 @@ def test_an_image_waits_for_others_no_longer_than_allowed():
     assert using(scenario, max_wait_s=0.0)[0] < 0.15
 
 
+def test_nothing_is_waited_for_where_nothing_is_expected():
+    async def scenario(batcher):
+        batcher.expects_more = lambda: False
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        await asyncio.gather(*(batcher.submit(images(value)) for value in range(3)))
+        return loop.time() - begin
+
+    took, sizes = using(scenario, max_wait_s=5.0)
+    assert took < 2
+    assert sizes == [3]  # what was there already is computed together all the same
+
+
 def test_a_request_of_many_images_stays_in_order_over_batches():
     async def scenario(batcher):
         return await batcher.submit(images(*range(7)))

@@ -22,6 +22,9 @@ from PIL import Image
 
 from t2t_vit import Predictor
 from t2t_vit.cli import main
+from t2t_vit.deploy import serve as serve_module
+from t2t_vit.deploy.config import ServeConfig
+from t2t_vit.options import configure
 
 for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
     pytest.importorskip(package)
@@ -180,6 +183,13 @@ def test_a_port_that_is_taken_is_told(small_checkpoint, capsys):
     assert (
         f"port {port} cannot be listened at: Address already in use. Choose another --port" in capsys.readouterr().err
     )
+
+
+def test_answers_go_at_once():
+    """An answer that waits for others to share a packet with takes 40 ms longer."""
+    listening = serve_module._listen(configure(ServeConfig, checkpoint="a.pt", port=0))
+    with listening, socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 def test_a_checkpoint_that_is_none_is_told(tmp_path, capsys):

@@ -25,8 +25,9 @@ class _Waiting:
 class Batcher:
     """Computes the rows of `run` for images that are submitted at different times.
 
-    A batch begins with the first image that waits, and is computed when it is full or `max_wait_s` later. While one is
-    computed the next one fills. It belongs to the event loop in which `start` was called.
+    A batch begins with the first image that waits, and is computed when it is full, when no more are expected, or
+    `max_wait_s` later. While one is computed the next one fills. It belongs to the event loop in which `start` was
+    called.
 
     Args:
         run: maps (B, C, H, W) to (B, ...), in a thread of its own, one batch at a time.
@@ -37,6 +38,7 @@ class Batcher:
     Attributes:
         thread: in which the network computes.
         num_waiting: images that wait.
+        expects_more: whether others are on their way, so that it is worth while to wait.
         sizes: is told the size of each batch.
         waiting: is told how many wait whenever that changes.
     """
@@ -47,6 +49,7 @@ class Batcher:
         self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._loop: asyncio.Task[None] | None = None
         self.num_waiting = 0
+        self.expects_more: Callable[[], bool] = lambda: True
         self.sizes: Callable[[int], None] = lambda size: None
         self.waiting: Callable[[int], None] = lambda count: None
 
@@ -136,7 +139,7 @@ class Batcher:
             return None
         batch, deadline = [first], asyncio.get_running_loop().time() + self.max_wait_s
         while len(batch) < self.max_batch:
-            remaining_s = deadline - asyncio.get_running_loop().time()
+            remaining_s = deadline - asyncio.get_running_loop().time() if self.expects_more() else 0.0
             try:
                 if remaining_s <= 0:  # what is there already costs no time
                     one = self._queue.get_nowait()

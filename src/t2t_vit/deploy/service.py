@@ -174,6 +174,7 @@ class Service:
             "t2t_vit_batch_size", "images computed together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
         self.waiting = Gauge("t2t_vit_waiting", "images that wait", registry=self.registry, multiprocess_mode="livesum")
+        self.batcher.expects_more = lambda: self._num_decoding > 0
         self.batcher.sizes, self.batcher.waiting = self.batch_sizes.observe, self.waiting.set
 
     async def start(self) -> None:
@@ -218,15 +219,15 @@ class Service:
         if not task.cancelled():
             task.exception()  # told by the first that failed
 
-    async def predict(self, contents: Sequence[bytes], names: Sequence[str], top_k: int | None) -> Answer:
+    async def predict(self, contents: Sequence[bytes], names: Sequence[str], top_k: int | None) -> dict[str, Any]:
         """The labels of image files."""
         probabilities = await self.batcher.submit(await self.decode(contents, names))
         self.images.inc(len(contents))
         results = [
-            Result(name=name, labels=[Label(label=label, probability=value) for label, value in labels])
+            {"name": name, "labels": [{"label": label, "probability": value} for label, value in labels]}
             for name, labels in zip(names, self.predictor.labels_of(probabilities, top_k), strict=True)
         ]
-        return Answer(model=self.name, results=results)
+        return {"model": self.name, "results": results}
 
     async def infer(self, request: InferRequest, contents: Sequence[bytes] | None) -> dict[str, Any]:
         """The answer of the Open Inference Protocol, for image files or for normalised images."""
@@ -429,14 +430,14 @@ def _forget_dead_processes(folder: Path) -> None:
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", responses=PROBLEMS, openapi_extra=BODIES)
+    @app.post("/predict", response_model=Answer, responses=PROBLEMS, openapi_extra=BODIES)
     async def predict(
         contents: Annotated[list[tuple[str, bytes]], Depends(_contents(service))],
         top_k: Annotated[int | None, Query(ge=1, le=100_000, description="labels of an image")] = 5,
-    ) -> Answer:
+    ) -> JSONResponse:
         """Labels of the images in a body: one file, several of a form, or base64 in JSON."""
         names, files = zip(*contents, strict=True)
-        return await service.predict(files, names, top_k)
+        return JSONResponse(await service.predict(files, names, top_k))  # of our own making: not validated again
 
     @app.post("/attention", responses={404: {"model": Problem}, **PROBLEMS}, openapi_extra=BODIES)
     async def attention(contents: Annotated[list[tuple[str, bytes]], Depends(_contents(service))]) -> Overlay:
