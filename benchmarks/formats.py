@@ -5,11 +5,9 @@
     python benchmarks/formats.py --official T2T-ViT                    # t2t_vit_7, t2t_vit_14, t2t_vit_t_14 at 224 pixels
     python benchmarks/formats.py --checkpoint runs/FOLDER --images FOLDER/val      # a network of yours, at its size
 
-No released weights come with this repository. So a network of random weights gets a head that is fitted to tell
-scikit-learn's digits, enlarged, by its features: 300 digits calibrate 8 bits and fit the head; agreement and differences
-are of 300 others, from the file to the label. Its speed is that of any weights. Of its 8 bits agreement says nothing:
-random features hardly differ from image to image, and the head that tells them apart magnifies each rounding (48 % where a
-trained network agrees on all images). That takes --checkpoint.
+No released weights come with this repository, so the models of the paper have random weights here. Their speed is that of any
+weights. Agreement and differences are told of a checkpoint alone: random features hardly differ from image to image, and
+a head that tells them apart magnifies each rounding.
 
 Speeds are medians of rounds in which all contenders of a model take turns, each in a process of its own.
 """
@@ -23,18 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from official import official_contender
-from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 
-from t2t_vit.deploy.config import ExportConfig
-from t2t_vit.deploy.export import export
+from t2t_vit.deploy.export import source_of
 from t2t_vit.deploy.fidelity import compare, normalised_images
+from t2t_vit.deploy.formats import WRITERS, Source
 from t2t_vit.inference.exported import exported_file
 from t2t_vit.inference.inputs import find_images
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.models.factory import create_model
-from t2t_vit.options import configure
 from t2t_vit.runtime.console import new_table, print_table
 from t2t_vit.runtime.files import write_csv
 from t2t_vit.runtime.hardware import hardware_name
@@ -42,7 +36,7 @@ from t2t_vit.speed.contenders import Contender, exported_contender, model_conten
 from t2t_vit.speed.turns import measure
 
 FORMATS = ("onnx", "onnx-int8", "openvino", "openvino-int8")
-ROUNDS, SECONDS = 5, 1.5
+ROUNDS, SECONDS = 3, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,42 +55,14 @@ class Way:
     amp: bool = False
 
 
-def write_digits(folder: Path) -> tuple[list[Path], np.ndarray]:
-    """600 digits as files, and their labels."""
-    digits = load_digits()
-    folder.mkdir(parents=True)
-    for row, image in enumerate(digits.images[:600]):
-        Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).save(folder / f"{row:03}.png")
-    return sorted(folder.iterdir()), digits.target[:600]
+def write_formats(source: Source, folder: Path) -> None:
+    """Exports a network in each format."""
+    for format in FORMATS:
+        (folder / format).mkdir(parents=True)
+        WRITERS[format](source, folder / format)
 
 
-def write_network(model: str, path: Path, images: Sequence[Path], labels: np.ndarray) -> None:
-    """A checkpoint of random weights with a head that is fitted to the first 300 digits."""
-    torch.manual_seed(0)
-    network = create_model(model, num_classes=10).eval()
-    size = {"input_size": [3, 224, 224], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    data_config = {**size, "crop_pct": 1.0, "interpolation": "bicubic", "background": "white"}
-    predictor = Predictor(network, device="cpu", data_config=data_config)
-    features = _features(predictor, images[:300])
-    mean, deviation = features.mean(0), features.std(0) + 1e-6
-    fitted = LogisticRegression(max_iter=300).fit((features - mean) / deviation, labels[:300])
-    weight = fitted.coef_ / deviation
-    with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(weight))
-        network.head.bias.copy_(torch.from_numpy(fitted.intercept_ - weight @ mean))
-    head = {"format": "t2t_vit", "version": 1, "model": model, "model_args": {"num_classes": 10}}
-    about = {"class_names": [str(digit) for digit in range(10)], "data_config": data_config}
-    torch.save({**head, **about, "state_dict": network.state_dict()}, path)
-
-
-@torch.inference_mode()
-def _features(predictor: Predictor, images: Sequence[Path]) -> np.ndarray:
-    network = predictor.network
-    batches = normalised_images(predictor, images).split(20)
-    return torch.cat([network.forward_head(network.forward_features(x), pre_logits=True) for x in batches]).numpy()
-
-
-def ways_of(checkpoint: Path, model: str, size: int, folder: Path, official: str | None, batch_size: int) -> list[Way]:
+def ways_of(model: str, size: int, folder: Path, official: str | None, batch_size: int) -> list[Way]:
     """Eager, compiled, exported and official ways to run a network."""
     common = {"mode": "infer", "batch_size": batch_size}
     ours = {
@@ -114,42 +80,33 @@ def ways_of(checkpoint: Path, model: str, size: int, folder: Path, official: str
 
 
 def study(
-    model: str, checkpoint: Path, images: Sequence[Path], folder: Path, *, official: str | None, batch_size: int
+    model: str, predictor: Predictor, images: Sequence[Path], folder: Path, *, official: str | None, batch_size: int
 ) -> list[dict[str, object]]:
-    """The rows of a network: what each way costs, and how near it is."""
-    for format in FORMATS:
-        calibrate = {"calibrate": (str(images[0].parent),)} if format.endswith("int8") else {}
-        config = configure(
-            ExportConfig, checkpoint=str(checkpoint), format=format, output=str(folder / format), least_agreement=0.0,
-            images=tuple(map(str, images)), **calibrate,
-        )  # fmt: skip
-        export(config)
-    original = Predictor(checkpoint, device="cpu")
-    ways = ways_of(checkpoint, model, original.data_config["input_size"][-1], folder, official, batch_size)
+    """The rows of a network: what each way costs and, given images, how near it is."""
+    size = predictor.data_config["input_size"]
+    if images:
+        calibration = [one[None].numpy() for one in normalised_images(predictor, images[::2][:300])]
+    else:
+        calibration = list(np.random.default_rng(0).normal(size=(16, 1, *size)).astype(np.float32))
+    write_formats(source_of(predictor, calibration=calibration), folder)
+    ways = ways_of(model, size[-1], folder, official, batch_size)
     outcomes = measure([way.contender for way in ways], device=torch.device("cpu"), rounds=ROUNDS, seconds=SECONDS)
+    machine = {"hardware": hardware_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     rows: list[dict[str, object]] = []
     for way, outcome in zip(ways, outcomes, strict=True):
-        row: dict[str, object] = {
-            "model": model,
-            "way": way.name,
-            "images_per_second": outcome.images_per_second,
-            "batch_size": batch_size,
-        }
+        row: dict[str, object] = {"model": model, "way": way.name, "batch_size": batch_size}
+        row |= {"images_per_second": outcome.images_per_second, "error": outcome.error, **machine}
         if way.folder is not None:
-            found = compare(original, Predictor(way.folder, device="cpu", amp=way.amp), images)
-            size = sum(file.stat().st_size for file in way.folder.iterdir()) / 1e6
+            row["megabytes"] = sum(file.stat().st_size for file in way.folder.iterdir()) / 1e6
+        if way.folder is not None and images:
+            found = compare(predictor, Predictor(way.folder, device="cpu", amp=way.amp), images[1::2])
             row |= {
-                "agreement_percent": found.agreement_percent, "largest_difference": found.largest_difference,
-                "megabytes": size, "latency_ms": found.latency_ms, "eager_latency_ms": found.original_latency_ms,
-            }  # fmt: skip
-        rows.append(
-            {
-                **row,
-                "error": outcome.error,
-                "hardware": hardware_name(torch.device("cpu")),
-                "threads": torch.get_num_threads(),
+                "agreement_percent": found.agreement_percent,
+                "largest_difference": found.largest_difference,
+                "latency_ms": found.latency_ms,
+                "eager_latency_ms": found.original_latency_ms,
             }
-        )
+        rows.append(row)
     return rows
 
 
@@ -167,19 +124,16 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        jobs = []
+        jobs: list[tuple[str, Predictor, list[Path]]] = []
         if words.checkpoint:
             images = [Path(image) for image in find_images(words.images or parser.error("give --images"))]
-            jobs = [(Predictor(words.checkpoint, device="cpu").checkpoint.model or "network", words.checkpoint, images)]
+            predictor = Predictor(words.checkpoint, device="cpu")
+            jobs = [(predictor.checkpoint.model or "network", predictor, images)]
         else:
-            digits, labels = write_digits(folder / "digits")
-            for model in words.models:
-                path = folder / f"{model}.pt"
-                write_network(model, path, digits, labels)
-                jobs.append((model, path, digits[300:]))
-        for model, path, images in jobs:
+            jobs = [(model, Predictor(create_model(model).eval(), device="cpu"), []) for model in words.models]
+        for model, predictor, images in jobs:
             rows += study(
-                model, path, images, folder / f"{model}-exports", official=words.official, batch_size=words.batch_size
+                model, predictor, images, folder / model, official=words.official, batch_size=words.batch_size
             )
             if words.csv:
                 write_csv(words.csv, rows)
