@@ -107,8 +107,8 @@ def images() -> tuple[list[bytes], Read]:
     frames = [Image.fromarray(pixels), Image.fromarray(pixels[::-1])]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     seeds.append(file.getvalue())
-    transform, limits = eval_transform(config), Limits(max_pixels=2_000_000)
-    return seeds, lambda content: decode(content, name="it", format=PixelFormat(), transform=transform, limits=limits)
+    how = {"format": PixelFormat(), "transform": eval_transform(config), "shorter_px": 32}
+    return seeds, lambda content: decode(content, name="it", limits=Limits(max_pixels=2_000_000), **how)
 
 
 def arrays() -> tuple[list[bytes], Read]:
@@ -231,8 +231,9 @@ def requests() -> tuple[list[bytes], Read]:
     """Bodies of requests to the server, whose answers must not be 5xx."""
     from starlette.testclient import TestClient
 
+    from t2t_vit.deploy.app import make_app
     from t2t_vit.deploy.limits import Limits, Rejected
-    from t2t_vit.deploy.service import Service, make_app
+    from t2t_vit.deploy.service import Service
     from t2t_vit.inference.predictor import Predictor
     from t2t_vit.models.factory import create_model
 

@@ -1,6 +1,6 @@
 """The server under load: images per second beside `predict`'s, times of answers, memory, and wrong answers.
 
-    pip install '.[serve]'
+    pip install '.[serve]' psutil
     python benchmarks/serve_load.py --checkpoint runs/FOLDER --images FOLDER/val --clients 32 --requests 10000
 
 The clients are threads of a process of its own, each with a connection that stays open, on the same machine: they take

@@ -44,7 +44,8 @@ def start(checkpoint, *words, **environment):
         if found := re.search(r"http://127\.0\.0\.1:(\d+) ", line):
             port = int(found[1])
             break
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would wait for a reader
+    process.reader = threading.Thread(target=process.stderr.read)  # or it would wait for one
+    process.reader.start()
     assert port is not None
     deadline = time.monotonic() + 60
     while True:
@@ -74,6 +75,7 @@ def stop(process):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+        process.reader.join(10)  # a file is not to be closed while a thread reads it
         process.stderr.close()
 
 
@@ -118,13 +120,6 @@ def load(port, contents, *, clients, requests):
     return counts
 
 
-LOADED = pytest.mark.skipif(
-    "T2T_VIT_LOAD_TESTS" not in os.environ, reason="loads the machine: set T2T_VIT_LOAD_TESTS=1"
-)
-"""On a busy machine they may take longer than a test may."""
-
-
-@LOADED
 @pytest.mark.slow
 def test_many_clients_get_right_answers_and_it_finishes_what_it_accepted(small_checkpoint, contents):
     process, port = start(small_checkpoint, "--max-wait-ms", "50")
@@ -145,7 +140,6 @@ def test_many_clients_get_right_answers_and_it_finishes_what_it_accepted(small_c
     assert code in (0, -signal.SIGTERM)
 
 
-@LOADED
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_killed_workers_are_replaced_and_no_answer_is_wrong(small_checkpoint, contents):

@@ -67,6 +67,8 @@ def test_an_exported_file_is_measured_beside_a_model(small_checkpoint, tmp_path,
     capfd.readouterr()
     assert main(["benchmark", str(tmp_path), "--mode", "train"]) == 2
     assert "An exported network cannot be trained" in capfd.readouterr().err
+    assert main(["benchmark", "t2t_vit_7", "--runtime", "openvino"]) == 2
+    assert "--runtime has no effect without an exported file" in capfd.readouterr().err
 
 
 def test_each_setting_is_a_group():

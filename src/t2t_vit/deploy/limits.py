@@ -16,6 +16,8 @@ FORMATS = tuple(
 )
 """The image formats that are decoded, as far as Pillow was built with them. Others would give strangers more to try."""
 ARRAY = b"\x93NUMPY"
+KEY_VARIABLE = "T2T_VIT_API_KEY"
+"""The environment variable with the key that requests must have; without it all are answered."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Rejected(Exception):
 
 
 def decode(
-    content: bytes, *, name: str, format: PixelFormat, transform: Transform, shorter_px: int, limits: Limits
+    content: bytes, *, name: str, format: PixelFormat, transform: Transform, shorter_px: float, limits: Limits
 ) -> Tensor:
     """An image as a network's loader would give it, (C, H, W).
 
@@ -65,23 +67,31 @@ def decode(
         raise Rejected(422, f"{name} is empty")
     try:
         if format.is_array and content.startswith(ARRAY):
-            return transform(read_image(BytesIO(content), name=name, format=format))
-        try:
-            image = Image.open(BytesIO(content), formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise Rejected(413, f"{name} has more than {limits.max_pixels:,} pixels") from error
-        except Exception as error:  # a stranger's bytes make Pillow raise nearly anything
-            raise Rejected(415, f"{name} is no image of a format that is read: {', '.join(FORMATS)}") from error
-        with image:
-            if image.width * image.height > limits.max_pixels:
-                raise Rejected(
-                    413, f"{name} has {image.width} x {image.height} pixels, more than {limits.max_pixels:,}"
-                )
-            enlarged = max(1.0, shorter_px / max(1, min(image.size)))
-            if image.width * image.height * enlarged**2 > limits.max_pixels:  # a line of pixels becomes a large image
-                raise Rejected(413, f"{name} is too narrow: {image.width} x {image.height} pixels")
+            array = read_image(BytesIO(content), name=name, format=format)
+            _refuse_large(array.shape[-1], array.shape[-2], shorter_px, name, limits)
+            return transform(array)
+        with _open(content, name, limits) as image:
+            _refuse_large(*image.size, shorter_px, name, limits)
             return transform(convert_image(image, name=name, format=format))
     except UnreadableImage as error:
         raise Rejected(422, str(error)) from error
     except MemoryError as error:
         raise Rejected(413, f"{name} takes more memory than there is") from error
+
+
+def _open(content: bytes, name: str, limits: Limits) -> Image.Image:
+    """An image of which no pixel is decoded yet."""
+    try:
+        return Image.open(BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Rejected(413, f"{name} has more than {limits.max_pixels:,} pixels") from error
+    except Exception as error:  # a stranger's bytes make Pillow raise nearly anything
+        raise Rejected(415, f"{name} is no image of a format that is read: {', '.join(FORMATS)}") from error
+
+
+def _refuse_large(width: int, height: int, shorter_px: float, name: str, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise Rejected(413, f"{name} has {width} x {height} pixels, more than {limits.max_pixels:,}")
+    enlarged = max(1.0, shorter_px / max(1, min(width, height)))
+    if width * height * enlarged**2 > limits.max_pixels:  # a line of pixels becomes a large image
+        raise Rejected(413, f"{name} is too narrow: {width} x {height} pixels")

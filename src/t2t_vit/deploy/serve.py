@@ -13,7 +13,7 @@ import torch
 
 from t2t_vit.data.loading import default_workers
 from t2t_vit.deploy.config import ServeConfig
-from t2t_vit.deploy.limits import Limits
+from t2t_vit.deploy.limits import KEY_VARIABLE, Limits
 from t2t_vit.errors import UserError
 from t2t_vit.inference.exported import need
 from t2t_vit.inference.predictor import Predictor
@@ -38,8 +38,9 @@ def serve(config: ServeConfig) -> None:
         need(package, "serve")
     import uvicorn
 
-    checkpoint = predictor_of(config).checkpoint  # told here, where it is told in one line
-    print(checkpoint.report, file=sys.stderr)
+    # What is wrong with the checkpoint is told here, in one line, and not by the processes of the server.
+    predictor = predictor_of(config)
+    print(predictor.checkpoint.report, file=sys.stderr)
     listening = _listen(config)
     host, port = listening.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -48,12 +49,9 @@ def serve(config: ServeConfig) -> None:
         file=sys.stderr,
         flush=True,
     )
-    if host not in LOOPBACK and not os.environ.get("T2T_VIT_API_KEY"):
-        print("warning: other machines can reach it, and no key is asked for: set T2T_VIT_API_KEY", file=sys.stderr)
-    os.environ[SETTINGS_VARIABLE] = json.dumps(dataclasses.asdict(config))
-    application = "t2t_vit.deploy.serve:app_of_environment"
+    if host not in LOOPBACK and not os.environ.get(KEY_VARIABLE):
+        print(f"warning: other machines can reach it, and no key is asked for: set {KEY_VARIABLE}", file=sys.stderr)
     settings: dict[str, Any] = {
-        "factory": True,
         "log_level": "warning",
         "timeout_graceful_shutdown": math.ceil(config.timeout) + GRACE_S,
         "http": "h11",
@@ -61,42 +59,43 @@ def serve(config: ServeConfig) -> None:
         "h11_max_incomplete_event_size": 64 * 1024,  # of a request's headers
     }
     if config.workers == 1:
-        uvicorn.Server(uvicorn.Config(application, **settings)).run([listening])
+        uvicorn.Server(uvicorn.Config(app_of(config, predictor), **settings)).run([listening])
         return
+    del predictor  # each process has its own
+    os.environ[SETTINGS_VARIABLE] = json.dumps(dataclasses.asdict(config))
+    application = "t2t_vit.deploy.serve:app_of_environment"
     with tempfile.TemporaryDirectory() as counts:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # where the processes put their counts together
-        uvicorn.run(application, fd=listening.fileno(), workers=config.workers, **settings)
+        uvicorn.run(application, factory=True, fd=listening.fileno(), workers=config.workers, **settings)
 
 
 def app_of_environment() -> "FastAPI":
     """The application of one process of a server, by the settings in its environment."""
-    from t2t_vit.deploy.service import make_app
-
-    settings: dict[str, Any] = json.loads(os.environ[SETTINGS_VARIABLE])
-    config = ServeConfig(**settings)
-    return make_app(service_of(config), hosts=LOOPBACK if config.host in LOOPBACK else ("*",))
+    config = ServeConfig(**json.loads(os.environ[SETTINGS_VARIABLE]))
+    torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
+    return app_of(config, predictor_of(config))
 
 
-def service_of(config: ServeConfig) -> Any:
-    """The service that the settings ask for."""
+def app_of(config: ServeConfig, predictor: Predictor) -> "FastAPI":
+    """The application that the settings ask for."""
+    from t2t_vit.deploy.app import make_app  # here, as FastAPI is an extra
     from t2t_vit.deploy.service import Service
 
-    if config.workers > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
     limits = Limits(
         max_bytes=round(config.max_megabytes * 1e6),
         max_pixels=round(config.max_megapixels * 1e6),
         max_images=config.max_images,
         timeout_s=config.timeout,
     )
-    return Service(
-        predictor_of(config),
+    service = Service(
+        predictor,
         limits=limits,
         max_batch=config.batch_size,
         max_wait_s=config.max_wait_ms / 1000,
         capacity=config.queue,
         num_decoders=max(1, default_workers() // config.workers),
     )
+    return make_app(service, hosts=LOOPBACK if config.host in LOOPBACK else ("*",))
 
 
 def predictor_of(config: ServeConfig) -> Predictor:

@@ -9,12 +9,14 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from t2t_vit.errors import UserError
@@ -29,7 +31,6 @@ DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Operators that ONNX Runtime comes with. Any others need a library that somebody wrote."""
 OPENVINO_TYPES = {None: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 """By itself OpenVINO computes in bfloat16 where the hardware is faster at it."""
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 class ExportedNetwork:
@@ -269,10 +270,13 @@ def _network(
     if batch not in (None, 1):
         raise UserError(f"{file} takes {batch} images at a time, no more and no fewer: export it with a free batch.")
     if batch == 1:
-        one_by_one = run
-        run = lambda images: np.concatenate([one_by_one(image[None]) for image in images])  # noqa: E731
+        run = partial(_one_by_one, run)
     classes = output[1] if len(output) == 2 and isinstance(output[1], int) else None
     return ExportedNetwork(run, runtime=runtime, num_classes=classes, input_size=sizes, num_tensors=num_tensors)
+
+
+def _one_by_one(run: Any, images: np.ndarray) -> np.ndarray:
+    return np.concatenate([run(image[None]) for image in images])
 
 
 def _first_line(error: Exception) -> str:
@@ -292,7 +296,8 @@ def _checkpoint(file: Path, network: ExportedNetwork, metadata: str | None) -> C
                 f"{file} does not say how images are to be prepared, nor does its input's shape {network.input_size}: "
                 "t2t-vit export writes files that do."
             )
-        data_config = {"input_size": [in_chans, *size], **IMAGENET, "crop_pct": 1.0, "interpolation": "bicubic"}
+        imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        data_config = {"input_size": [in_chans, *size], **imagenet, "crop_pct": 1.0, "interpolation": "bicubic"}
         checkpoint = dataclasses.replace(checkpoint, data_config=data_config)
         changed = ["preparation: ImageNet's mean and deviation, whole images, as the file does not say"]
     wanted = (checkpoint.data_config or {}).get("input_size", ())

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 
 import safetensors
 import torch
+from timm.data.transforms import str_to_interp_mode
 from timm.models._hub import check_cached_file, download_cached_file, load_model_config_from_path
 from torch import Tensor
 
@@ -43,8 +44,6 @@ SQUARE_KINDS = (OFFICIAL, OFFICIAL_CIFAR, TOKEN_LABELLING, MMPRETRAIN)
 RAW_KEYS = ("state_dict", "model", "net")
 EMA_KEYS = ("state_dict_ema", "model_ema")
 DATA_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "lanczos3", "random")
-"""timm's names."""
 NO_MODEL_ARGS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Arguments of `timm.create_model` that open other files: no checkpoint gives them."""
 MAX_SIDE = 16384
@@ -328,6 +327,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
 
 
+def _is_interpolation(name: Any) -> bool:
+    try:
+        return name is None or bool(str_to_interp_mode(name))
+    except (KeyError, TypeError):
+        return False
+
+
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(map(_is_number, values))
 
@@ -348,7 +354,7 @@ def _is_data_config(config: Any) -> bool:
         and all(values is None or len(values) == channels or channels == 1 for values in (means, deviations))
         and all(value > 0 for value in deviations or ())
         and (share is None or (_is_number(share) and 0.05 <= share <= 10))
-        and (config.get("interpolation") is None or config["interpolation"] in INTERPOLATIONS)
+        and _is_interpolation(config.get("interpolation"))
         and isinstance(config.get("background", ""), str | None)
     )
 

@@ -107,6 +107,8 @@ def contender_groups(config: BenchmarkConfig) -> Iterator[list[Contender]]:
     models = {name: exported_file(name) for name in dict.fromkeys(map(_name_of, config.models))}
     if "train" in config.mode and any(models.values()):
         raise UserError("An exported network cannot be trained: leave out --mode train.")
+    if config.runtime and not any(models.values()):
+        raise UserError("--runtime has no effect without an exported file: leave it out.")
     compile_modes = {"no": (None,), "yes": (config.compile_mode,), "both": (None, config.compile_mode)}[config.compile]
     sizes: tuple[int | None, ...] = config.img_size or (None,)
     settings = itertools.product(config.mode, config.precision, compile_modes, sizes, config.batch_size)

@@ -51,7 +51,8 @@ def model_contender(model: str, img_size: int | None = None, **setting: Any) -> 
 
 
 def exported_contender(path: Path, *, runtime: str | None = None, **setting: Any) -> Contender:
-    """An exported network at the size that it was exported at; bfloat16 is OpenVINO's."""
+    """An exported network at the size that it was exported at, never compiled; bfloat16 is OpenVINO's."""
+    setting |= {"compile_mode": None, "channels_last": False}
     build = partial(_open, path, runtime, setting["precision"])
     size = _open_file(path, runtime, setting["precision"])[1].data_config["input_size"]
     return Contender(str(path), build, tuple(size), **setting)

@@ -25,8 +25,6 @@ from t2t_vit.training.setup import Run
 
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which a run stops: it does not recover from more by itself."""
-
-
 FEW_IMAGES = 1000
 """Validation images below which the best of many evaluations is best by chance."""
 CLEARLY = 3.0

@@ -56,7 +56,7 @@ RECIPES: dict[str, Recipe] = {
         by_opt=MUON,
     ),
     "small": Recipe(
-        "a folder of hundreds to thousands of images, from scratch",
+        "a folder of hundreds to thousands of images, from weights that have seen no photograph",
         {
             # Model, size, steps and flips are chosen for the images and the machine: see sizing.py and plan.py.
             "batch_size": None,
