@@ -170,7 +170,8 @@ def test_killed_workers_are_replaced_and_no_answer_is_wrong(small_checkpoint, co
         metrics = ask(port, "GET", "/metrics")[1].decode()
         assert "t2t_vit_waiting 0.0" in metrics  # though two died with images in hand
         answered = re.search(r'requests_total\{path="/predict",status="200"\} (\d+)', metrics)
-        assert int(answered[1]) >= counts["right"]  # of all processes, the dead ones too
+        # Of all processes, the dead ones too, but for what these had sent and not counted yet.
+        assert int(answered[1]) >= counts["right"] - 16
         assert load(port, contents, clients=4, requests=40)["wrong"] == 0
     finally:
         stop(process)

@@ -1,6 +1,8 @@
 """Exported files of others: opened where that is safe, and refused where it is not."""
 
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -187,6 +189,26 @@ def test_openvino_answers_several_threads_rightly(write, weights):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_a_process_outlives_a_signal_after_its_openvino_networks(write, weights):
+    pytest.importorskip("openvino")
+    program = """
+import faulthandler, gc, signal, sys
+from t2t_vit import Predictor
+faulthandler.enable()
+first, second = (Predictor(sys.argv[1], device="cpu", runtime="openvino") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    words = [sys.executable, "-c", program, str(write(classifier(weights)))]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "heard\n"), ended.stderr
 
 
 def test_operators_of_others_are_refused(write, weights):

@@ -5,11 +5,11 @@ file that is opened here runs code. A .pt2 file does, and is opened only for who
 """
 
 import dataclasses
+import functools
 import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,7 @@ def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str |
         with file.open("rb") as stream:  # OpenVINO would open an ONNX file of this name too
             if not stream.read(64).lstrip().startswith((b"<?xml", b"<net")):
                 raise UserError(f"{file} is no file of OpenVINO's: expected XML. Export it again.")
-    openvino = need("openvino", "openvino")
-    core = openvino.Core()
+    openvino, core = need("openvino", "openvino"), _openvino_core()
     settings = {
         "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[machine.amp_dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -231,6 +230,17 @@ def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str |
         num_tensors=sum(operation.get_type_name() == "Constant" for operation in model.get_ops()),
     )
     return network, metadata
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO's core, which lives as long as the process.
+
+    With its first network a core gives the thread a stack for signals, which goes with it. Where two cores end in the
+    order in which they began, the thread is left with a stack that is gone, and the next signal that Python handles
+    kills the process.
+    """
+    return need("openvino", "openvino").Core()
 
 
 def _openvino_shape(value: Any) -> list[int | None]:
@@ -270,7 +280,7 @@ def _network(
     if batch not in (None, 1):
         raise UserError(f"{file} takes {batch} images at a time, no more and no fewer: export it with a free batch.")
     if batch == 1:
-        run = partial(_one_by_one, run)
+        run = functools.partial(_one_by_one, run)
     classes = output[1] if len(output) == 2 and isinstance(output[1], int) else None
     return ExportedNetwork(run, runtime=runtime, num_classes=classes, input_size=sizes, num_tensors=num_tensors)
 
