@@ -7,6 +7,7 @@ The Python of docs/tutorial.md is one program; elsewhere each block runs by itse
 import contextlib
 import io
 import itertools
+import json
 import pkgutil
 import random
 import re
@@ -112,6 +113,17 @@ def test_names_of_commands_and_flags_exist(document):
         classes = [pkgutil.resolve_name(command.config) for command in COMMANDS.values()]
         known = {flag for cls in classes for option in options_of(cls).values() for flag in option.spellings}
         assert {*re.findall(r"`(--[a-z-]+)", prose)} <= known | OTHER_FLAGS
+
+
+def test_the_container_copies_what_is_there_and_starts_the_server():
+    lines = dict(re.findall(r"^(ENTRYPOINT|CMD) (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.M))
+    program, command, *words = json.loads(lines["ENTRYPOINT"]) + json.loads(lines["CMD"])
+    assert program == "t2t-vit"
+    config = parse(pkgutil.resolve_name(COMMANDS[command].config), [*words[:-1], str(ROOT)], prog="t2t-vit serve")
+    assert (config.host, config.port) == ("0.0.0.0", 8000)
+    copied = " ".join(re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)).split()
+    assert all((ROOT / name).exists() for name in copied)
+    assert {f"!{name}" for name in copied} <= {*(ROOT / ".dockerignore").read_text().splitlines()}
 
 
 def test_the_map_has_every_room_and_no_other():

@@ -99,12 +99,13 @@ def largest_difference(one, other):
         (("openvino",), "OpenVINO"),
         (("safetensors",), None),
         (("pt2",), "torch.export"),
+        (("aotinductor",), "AOTInductor"),
     ],
 )
 def test_an_export_answers_as_the_checkpoint(words, kind, checkpoint, photos, export):
     original = Predictor(checkpoint, device="cpu")
     folder = export(*words)
-    exported = Predictor(folder, device="cpu", trust_code=words == ("pt2",))
+    exported = Predictor(folder, device="cpu", trust_code=words[0] in ("pt2", "aotinductor"))
     assert (exported.class_names, exported.temperature) == (original.class_names, 0.5)
     assert plain(exported.data_config) == plain(original.data_config)
     assert largest_difference(probabilities(original, photos), probabilities(exported, photos)) < 1e-5

@@ -235,6 +235,22 @@ def test_a_folder_without_images(tmp_path):
         find_images([str(tmp_path)])
 
 
+def test_folders_that_cannot_be_read_are_told(images, monkeypatch, capsys):
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "more":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    assert images / "b.png" in find_images([str(images)])
+    told = capsys.readouterr().err
+    assert told == f"warning: folders that could not be read: {images / 'more'} (Permission denied)\n"
+    with pytest.raises(UserError, match=r"The folder .*more cannot be read: Permission denied"):
+        find_images([str(images / "more")])
+
+
 def test_numbers_that_make_no_sense(small_checkpoint, images, capsys):
     assert predict(small_checkpoint, images, "--top-k", "0") == 2
     assert capsys.readouterr().err == "t2t-vit: error: --top-k must be at least 1, got 0.\n"

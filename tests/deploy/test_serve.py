@@ -1,5 +1,6 @@
 """The server as a process: started, loaded, killed in part, and stopped; and its page in a real browser."""
 
+import contextlib
 import http.client
 import http.server
 import io
@@ -29,7 +30,8 @@ from t2t_vit.options import configure
 for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
     pytest.importorskip(package)
 
-BYTES = {"Content-Type": "application/octet-stream"}
+KEY = "open"
+BYTES = {"Content-Type": "application/octet-stream", "X-API-Key": KEY}
 
 
 def start(checkpoint, *words, **environment):
@@ -175,6 +177,48 @@ def test_killed_workers_are_replaced_and_no_answer_is_wrong(small_checkpoint, co
         assert load(port, contents, clients=4, requests=40)["wrong"] == 0
     finally:
         stop(process)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_replicas_in_a_ray_cluster_grow_with_the_load_and_one_that_dies_is_replaced(small_checkpoint, contents):
+    pytest.importorskip("ray.serve")
+
+    def replicas():
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if path.read_bytes().startswith(b"ray::ServeReplica"):
+                    found.add(int(path.parent.name))
+        return found
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ("--ray", "2", "--port", str(port), "-b", "2", "--device", "cpu")
+    process, port = start(small_checkpoint, *words, RAY_USAGE_STATS_ENABLED="0", T2T_VIT_API_KEY=KEY)
+    try:
+        without_key = {"Content-Type": "image/png"}
+        assert ask(port, "POST", "/predict", contents[0][0], without_key)[0] == 401  # replicas know the key
+        deadline = time.monotonic() + 150
+        while len(replicas()) < 2:
+            counts = load(port, contents, clients=16, requests=200)
+            assert counts == {"right": 200, "wrong": 0, "failed": 0}
+            assert time.monotonic() < deadline
+        time.sleep(5)  # it has loaded
+        before = replicas()
+        killer = threading.Timer(0.5, lambda: os.kill(min(before), signal.SIGKILL))
+        killer.start()
+        counts = load(port, contents, clients=8, requests=1200)
+        killer.join()
+        assert counts["wrong"] == 0
+        assert counts["right"] >= 1200 - 100  # what it had in hand, and came before Ray noticed
+        deadline = time.monotonic() + 60
+        while len(replicas() - before) < 1 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert replicas() - before
+    finally:
+        code = stop(process)
+    assert code == 0
 
 
 def test_a_port_that_is_taken_is_told(small_checkpoint, capsys):

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -148,9 +148,15 @@ class EvaluationBatches(Sampler[list[Draw]]):
 
 
 class DrawnImages(Dataset[Sample]):
-    """Images by `Draw`; (seed, epoch, position) determine the random numbers of their transform."""
+    """Images by `Draw`; (seed, epoch, position) determine the random numbers of their transform.
 
-    def __init__(self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int = 42) -> None:
+    Args:
+        seed: None for a transform that draws none, which is faster.
+    """
+
+    def __init__(
+        self, images: ImageSet, transform: Transform, *, crop: Crop | None = None, seed: int | None = 42
+    ) -> None:
         self.images, self.transform, self.crop, self.seed = images, transform, crop, seed
 
     def __getitem__(self, draw: Draw) -> Sample:
@@ -162,12 +168,14 @@ class DrawnImages(Dataset[Sample]):
         if self.images.generate is not None:  # faster for a batch than one by one
             epochs, _, rows = zip(*draws, strict=True)
             generated = self.images.generate(rows, epochs)
-        with _random_state_kept():  # once a batch, because for a small image it takes a fifth of the time
+        # Once a batch, because for a small image it takes a fifth of the time.
+        with _random_state_kept() if self.seed is not None else nullcontext():
             return [self._sample(draw, pixels) for draw, pixels in zip(draws, generated, strict=True)]
 
     def _sample(self, draw: Draw, generated: np.ndarray | None) -> Sample:
         unreadable = None
-        _seed(self.seed, draw.epoch, draw.position)
+        if self.seed is not None:
+            _seed(self.seed, draw.epoch, draw.position)
         try:
             if generated is None:
                 image = self.images.load(draw.image_index, self.crop)

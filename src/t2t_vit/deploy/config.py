@@ -61,8 +61,12 @@ class ExportConfig(Settings):
     """Write a trained network for other programs, and check that it answers as before."""
 
     checkpoint: str = option(..., "weights, in any known format: a path or an http(s) URL", metavar="PATH", exists=URLS)
-    format: Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "safetensors", "web", "pt2"] = option(
-        ..., "of the export; safetensors is timm's and Hugging Face's folder, web a page for any static host"
+    format: Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "safetensors", "web", "pt2", "aotinductor"] = (
+        option(
+            ...,
+            "of the export; safetensors is timm's and Hugging Face's folder, web a page for any static host, "
+            "aotinductor for processors like this one",
+        )
     )
     output: str = option(..., "the folder to write", metavar="FOLDER")
     images: tuple[str, ...] = option(
@@ -119,7 +123,10 @@ class ServeConfig(Settings):
     checkpoint: str = option(..., CHECKPOINT_HELP, metavar="PATH", exists=(*URLS, *SHIPPED))
     host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 lets other machines in")
     port: int = option(8000, "port to listen at, 0 for a free one", at_least=0, at_most=65535)
-    workers: int = option(1, "server processes, each with its own network", short="j", at_least=1)
+    workers: int = option(1, "server processes, each with its own network", short="j", at_least=1, unless="ray")
+    ray: int | None = option(
+        None, "answer with up to so many networks in a Ray cluster, as many as the load needs", at_least=1
+    )
     batch_size: int = option(16, "images computed together at most", short="b", at_least=1)
     max_wait_ms: float = option(5.0, "how long an image waits for others", at_least=0)
     queue: int = option(256, "images that may wait; further ones are told to try again", at_least="max_images")

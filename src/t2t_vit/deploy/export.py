@@ -19,7 +19,7 @@ import t2t_vit
 from t2t_vit.deploy.card import write_card
 from t2t_vit.deploy.config import ExportConfig
 from t2t_vit.deploy.fidelity import Fidelity, compare, normalised_images
-from t2t_vit.deploy.formats import WRITERS, Source
+from t2t_vit.deploy.formats import PT2, WRITERS, Source
 from t2t_vit.deploy.hub import push
 from t2t_vit.errors import UserError
 from t2t_vit.inference.exported import ExportedNetwork
@@ -55,7 +55,7 @@ def export(config: ExportConfig) -> None:
         if config.onnxruntime_web:
             source = dataclasses.replace(source, web_runtime=Path(config.onnxruntime_web).expanduser())
         WRITERS[config.format](source, folder)
-        exported = Predictor(folder, device="cpu", trust_code=config.format == "pt2")
+        exported = Predictor(folder, device="cpu", trust_code=(folder / PT2).exists())
         found = compare(original, exported, images)
         _refuse_unlike(config, found)
         write_card(folder, source, found, format=config.format)

@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 import logging
+import os
 import shutil
 import subprocess
 import tarfile
@@ -173,6 +174,23 @@ def write_pt2(source: Source, folder: Path) -> None:
         torch.export.save(program, folder / PT2, extra_files={FORMAT: source.metadata})
 
 
+def write_aotinductor(source: Source, folder: Path) -> None:
+    """A program of torch.export with the machine code that AOTInductor makes of it, for the processor at hand.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("AOTInductor compiles C++, and there is no compiler: install g++.")
+    with _quiet():
+        program = torch.export.export(source.network, (_example(source),), dynamic_shapes=(_free_axes(source),))
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(folder / PT2),
+            inductor_configs={"aot_inductor.metadata": {FORMAT: source.metadata}},
+        )
+
+
 def write_web(source: Source, folder: Path) -> None:
     """A folder for any static host: the page, the ONNX file and onnxruntime-web, which run in the visitor's browser."""
     data_config = source.about["data_config"]
@@ -237,6 +255,7 @@ WRITERS: Mapping[str, Callable[[Source, Path], None]] = {
     "safetensors": write_safetensors,
     "web": write_web,
     "pt2": write_pt2,
+    "aotinductor": write_aotinductor,
 }
 
 

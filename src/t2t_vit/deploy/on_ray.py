@@ -1,12 +1,15 @@
-"""Predictions on many machines: the same `Predictor`, mapped over paths by Ray Data."""
+"""Many machines: the same `Predictor` mapped over paths by Ray Data, and the same server in replicas of Ray Serve."""
 
 import logging
+import math
+import signal
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2t_vit.deploy.config import PredictConfig
+from t2t_vit.deploy.config import PredictConfig, ServeConfig
 from t2t_vit.inference.exported import need
 from t2t_vit.inference.predictor import Prediction, Predictor
 
@@ -58,14 +61,12 @@ def predict_on_ray(
     ray = need("ray", "ray")
     need("ray.data", "ray")
     assert config.ray is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own future
-        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+    _join_cluster(ray)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    num_gpus = ray.cluster_resources().get("GPU", 0) / config.ray if config.device in ("auto", "cuda") else 0
+    num_gpus = _gpus_of_each(ray, config)
     items = ray.data.from_items(
         [{"path": str(path)} for path in paths], override_num_blocks=max(1, -(-len(paths) // (NUM_PARTS * batch_size)))
     )
@@ -80,6 +81,60 @@ def predict_on_ray(
     )
     for row in rows.iter_rows():
         yield _prediction(row["prediction"])
+
+
+def serve_on_ray(config: ServeConfig, build: Callable[[], Any], *, host: str, port: int, grace_s: float) -> None:
+    """Serves an application in one to `--ray` replicas, until SIGTERM or Ctrl-C.
+
+    The cluster is the one that RAY_ADDRESS names, else one of this machine that lives as long as the command. All of
+    its machines must see the checkpoint under the same path. A replica that dies is replaced.
+
+    Args:
+        build: makes the application, in each replica.
+        host, port: where Ray listens.
+        grace_s: how long after the time-out of the last request a replica that is stopped waits for it.
+    """
+    ray, ray_serve = need("ray", "ray"), need("ray.serve", "ray")
+    assert config.ray is not None
+    stopped = threading.Event()
+    _join_cluster(ray)
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
+        signal.signal(number, lambda *_: stopped.set())
+    seconds = math.ceil(config.timeout) + grace_s
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    ray_serve.start(http_options={"host": host, "port": port, "request_timeout_s": seconds})
+    replica = ray_serve.deployment(
+        ray_serve.ingress(lambda: build())(),  # Ray knows functions alone, and no partial ones
+        # As many replicas as have a batch in hand each; each computes one while the next gathers.
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": config.ray,
+            "target_ongoing_requests": config.batch_size,
+        },
+        max_ongoing_requests=2 * config.batch_size,
+        max_queued_requests=config.queue,
+        ray_actor_options={"num_cpus": 1, "num_gpus": _gpus_of_each(ray, config)},
+        graceful_shutdown_timeout_s=seconds,
+    )
+    try:
+        ray_serve.run(replica.bind(), name="t2t_vit", logging_config={"log_level": "ERROR"})
+        stopped.wait()
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+def _join_cluster(ray: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own future
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+
+
+def _gpus_of_each(ray: Any, config: PredictConfig | ServeConfig) -> float:
+    """The part of a GPU, or the GPUs, of each of `--ray` processes."""
+    if config.device not in ("auto", "cuda"):
+        return 0.0
+    return float(ray.cluster_resources().get("GPU", 0)) / (config.ray or 1)
 
 
 def _plain(prediction: Prediction) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from t2t_vit.data.loading import default_workers
 from t2t_vit.deploy.config import ServeConfig
 from t2t_vit.deploy.limits import KEY_VARIABLE, Limits
+from t2t_vit.deploy.on_ray import serve_on_ray
 from t2t_vit.errors import UserError
 from t2t_vit.inference.exported import need
 from t2t_vit.inference.predictor import Predictor
@@ -36,6 +38,8 @@ def serve(config: ServeConfig) -> None:
     """
     for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
         need(package, "serve")
+    if config.ray is not None:
+        need("ray.serve", "ray")
     import uvicorn
 
     # What is wrong with the checkpoint is told here, in one line, and not by the processes of the server.
@@ -51,6 +55,12 @@ def serve(config: ServeConfig) -> None:
     )
     if host not in LOOPBACK and not os.environ.get(KEY_VARIABLE):
         print(f"warning: other machines can reach it, and no key is asked for: set {KEY_VARIABLE}", file=sys.stderr)
+    if config.ray is not None:
+        del predictor
+        listening.close()  # Ray takes the port itself
+        build = partial(app_of_replica, config, os.environ.get(KEY_VARIABLE))
+        serve_on_ray(config, build, host=host, port=port, grace_s=GRACE_S)
+        return
     settings: dict[str, Any] = {
         "log_level": "warning",
         "timeout_graceful_shutdown": math.ceil(config.timeout) + GRACE_S,
@@ -73,6 +83,14 @@ def app_of_environment() -> "FastAPI":
     """The application of one process of a server, by the settings in its environment."""
     config = ServeConfig(**json.loads(os.environ[SETTINGS_VARIABLE]))
     torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
+    return app_of(config, predictor_of(config))
+
+
+def app_of_replica(config: ServeConfig, key: str | None) -> "FastAPI":
+    """The application of one network in a Ray cluster, which asks for the key of whoever started it."""
+    if key:
+        os.environ[KEY_VARIABLE] = key
+    torch.set_num_threads(1)  # a replica has a core; more replicas use more
     return app_of(config, predictor_of(config))
 
 

@@ -1,4 +1,4 @@
-"""Networks in exported files, run by ONNX Runtime, OpenVINO or torch.export, and called as the original is.
+"""Networks in exported files, run by ONNX Runtime, OpenVINO or torch, and called as the original is.
 
 What a file says besides its weights is what our checkpoints say, as JSON under `t2t_vit`. No ONNX file and no OpenVINO
 file that is opened here runs code. A .pt2 file does, and is opened only for whom it is trusted by.
@@ -9,6 +9,7 @@ import functools
 import os
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -248,6 +249,8 @@ def _openvino_shape(value: Any) -> list[int | None]:
 
 
 def _open_torch(file: Path, machine: Machine) -> tuple[ExportedNetwork, str | None]:
+    if _is_compiled(file):
+        return _open_aotinductor(file, machine)
     extra = {FORMAT: ""}
     try:
         program = torch.export.load(file, extra_files=extra)
@@ -268,6 +271,36 @@ def _open_torch(file: Path, machine: Machine) -> tuple[ExportedNetwork, str | No
         num_tensors=len(program.state_dict),
     )
     return network, extra[FORMAT] or None
+
+
+def _is_compiled(file: Path) -> bool:
+    """Whether a .pt2 file holds machine code of AOTInductor."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any("/data/aotinductor/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _open_aotinductor(file: Path, machine: Machine) -> tuple[ExportedNetwork, str | None]:
+    if machine.amp_dtype is not None:
+        raise UserError(f"{file} computes in the types that it was compiled for: leave out --amp.")
+    try:
+        program = torch._inductor.aoti_load_package(str(file))
+        metadata = program.loader.get_metadata()
+    except Exception as error:
+        raise UserError(
+            f"{file} was compiled for another kind of machine or release of torch, or is damaged: {_first_line(error)}."
+        ) from error
+    device = metadata.get("AOTI_DEVICE_KEY", "cpu")
+    network = ExportedNetwork(
+        lambda images: program(torch.from_numpy(images).to(device)).float().cpu().numpy(),
+        runtime="AOTInductor",
+        num_classes=None,
+        input_size=(None, None, None),  # it does not tell
+        num_tensors=len(program.get_constant_fqns()),
+    )
+    return network, metadata.get(FORMAT)
 
 
 def _network(

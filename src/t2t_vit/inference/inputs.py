@@ -14,7 +14,7 @@ from PIL import Image
 from t2t_vit.data.crops import Crop
 from t2t_vit.data.images import ImageSet, UnreadableImage, convert_image, image_extensions, read_image
 from t2t_vit.data.pixels import RGB, Picture, PixelFormat
-from t2t_vit.errors import UserError
+from t2t_vit.errors import UserError, abbreviate
 from t2t_vit.runtime.downloads import is_url, read_url
 
 COLUMNS = ("path", "file", "filename", "image", "image_path", "name")
@@ -96,9 +96,19 @@ def _listed(file: Path) -> Sequence[Path | str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted, without hidden files and folders. Links are followed."""
+    """The image files in a folder, sorted, without hidden files and folders. Links are followed.
+
+    Folders below it that cannot be read are told on standard error, and left out.
+    """
     found, seen = [], set[str]()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    closed: list[str] = []
+
+    def note(error: OSError) -> None:
+        if str(error.filename) == str(folder):
+            raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+        closed.append(f"{error.filename} ({error.strerror})")
+
+    for parent, folders, files in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # links may lead round in a circle
             folders.clear()
@@ -106,6 +116,8 @@ def _images_below(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in files if not name.startswith(".")]
+    if closed:
+        print(f"warning: folders that could not be read: {abbreviate(closed)}", file=sys.stderr)
     return sorted(path for path in found if path.suffix.lower() in image_extensions())
 
 

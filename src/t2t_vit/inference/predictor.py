@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from t2t_vit.data.images import ImageSet
-from t2t_vit.data.loading import Batch, DrawnImages, EvaluationBatches, make_loader
+from t2t_vit.data.loading import Batch, Draw, DrawnImages, EvaluationBatches, collate, make_loader
 from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.data.transforms import Normalize, eval_transform
 from t2t_vit.errors import UserError
@@ -168,9 +169,15 @@ class Predictor:
         workers: int | None = None,
     ) -> Iterator[Prediction]:
         batch_size = batch_size or (32 if self.machine.device.type == "cpu" else 256)
-        machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
-        workers = workers if len(images) > batch_size else 0
-        loader = evaluation_loader(images, self.data_config, batch_size=batch_size, machine=machine, workers=workers)
+        loader: DataLoader[Batch] | Sequence[Batch]
+        if len(images) == 1:  # for which a loader is slow
+            loader = [collate([_prepared(images, self.data_config)[Draw(0, 0, 0)]])]
+        else:
+            machine = dataclasses.replace(self.machine, rank=0, world_size=1)  # no other process shares these images
+            workers = workers if len(images) > batch_size else 0
+            loader = evaluation_loader(
+                images, self.data_config, batch_size=batch_size, machine=machine, workers=workers
+            )
         first = 0
         for batch, logits, embeddings in self.stream(loader, embed=embed, flip=flip):
             labels_of_all = self.labels_of(self.probabilities(logits).cpu(), top_k)
@@ -188,7 +195,7 @@ class Predictor:
     @torch.inference_mode()
     def stream(
         self,
-        loader: "DataLoader[Batch]",
+        loader: "DataLoader[Batch] | Sequence[Batch]",
         *,
         embed: bool = False,
         flip: bool = False,
@@ -210,10 +217,11 @@ class Predictor:
         if was_training:
             self.network.eval()
         try:
-            with (display or Display(silent=True)).steps(label, len(loader)) as steps:
+            with nullcontext() if display is None else display.steps(label, len(loader)) as steps:
                 for batch in loader:
                     yield batch, *self._run(batch.images, embed, flip)
-                    steps.advance()
+                    if steps is not None:
+                        steps.advance()
                     if stop():
                         break
         finally:
@@ -267,13 +275,19 @@ def evaluation_loader(
     images: ImageSet, data_config: dict[str, Any], *, batch_size: int, machine: Machine, workers: int | None
 ) -> "DataLoader[Batch]":
     """This process's part of the images, resized and cropped as the data configuration says."""
-    side = max(data_config["input_size"][1:])
     return make_loader(
-        DrawnImages(images.in_format(PixelFormat.of(data_config)).drawn_at(side), eval_transform(data_config)),
+        _prepared(images, data_config),
         EvaluationBatches(len(images), batch_size=batch_size, rank=machine.rank, world_size=machine.world_size),
         workers=workers,
         pin_memory=machine.device.type == "cuda",
     )
+
+
+def _prepared(images: ImageSet, data_config: dict[str, Any]) -> DrawnImages:
+    """The images resized and cropped as the data configuration says."""
+    side = max(data_config["input_size"][1:])
+    drawn = images.in_format(PixelFormat.of(data_config)).drawn_at(side)
+    return DrawnImages(drawn, eval_transform(data_config), seed=None)
 
 
 def _refuse_changes(file: Path, build: Mapping[str, Any]) -> None:

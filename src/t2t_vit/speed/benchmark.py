@@ -113,9 +113,10 @@ def contender_groups(config: BenchmarkConfig) -> Iterator[list[Contender]]:
     sizes: tuple[int | None, ...] = config.img_size or (None,)
     settings = itertools.product(config.mode, config.precision, compile_modes, sizes, config.batch_size)
     for mode, precision, compile_mode, img_size, batch_size in dict.fromkeys(settings):
-        setting = {"mode": mode, "precision": precision, "batch_size": batch_size, "compile_mode": compile_mode}
+        setting: dict[str, Any] = {"mode": mode, "precision": precision}
+        setting |= {"batch_size": batch_size, "compile_mode": compile_mode}
         yield [
-            exported_contender(path, runtime=config.runtime, **setting)
+            exported_contender(path, runtime=config.runtime, trust_code=config.trust_code, **setting)
             if path
             else model_contender(name, img_size, **setting, channels_last=config.channels_last)
             for name, path in models.items()

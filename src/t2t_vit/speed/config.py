@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from t2t_vit.inference.config import RUNTIME_HELP
+from t2t_vit.inference.config import RUNTIME_HELP, TRUST_HELP
 from t2t_vit.options import Settings, argument, option
 
 
@@ -29,6 +29,7 @@ class BenchmarkConfig(Settings):
     channels_last: bool = option(False, "channels-last layout")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     runtime: Literal["onnxruntime", "openvino"] | None = option(None, RUNTIME_HELP)
+    trust_code: bool = option(False, TRUST_HELP)
     threads: int | None = option(None, "of each process on the CPU; by default torch's choice", at_least=1)
     rounds: int = option(5, "how often each model has its turn", at_least=1)
     seconds: float = option(1.0, "how long a turn lasts at least", above=0)

@@ -50,21 +50,23 @@ def model_contender(model: str, img_size: int | None = None, **setting: Any) -> 
     return Contender(model, partial(create_model, model, img_size=img_size), input_size_of(model, img_size), **setting)
 
 
-def exported_contender(path: Path, *, runtime: str | None = None, **setting: Any) -> Contender:
+def exported_contender(
+    path: Path, *, runtime: str | None = None, trust_code: bool = False, **setting: Any
+) -> Contender:
     """An exported network at the size that it was exported at, never compiled; bfloat16 is OpenVINO's."""
     setting |= {"compile_mode": None, "channels_last": False}
-    build = partial(_open, path, runtime, setting["precision"])
-    size = _open_file(path, runtime, setting["precision"])[1].data_config["input_size"]
+    build = partial(_open, path, runtime, setting["precision"], trust_code)
+    size = _open_file(path, runtime, setting["precision"], trust_code)[1].data_config["input_size"]
     return Contender(str(path), build, tuple(size), **setting)
 
 
-def _open(path: Path, runtime: str | None, precision: str) -> ExportedNetwork:
-    return _open_file(path, runtime, precision)[0]
+def _open(path: Path, runtime: str | None, precision: str, trust_code: bool) -> ExportedNetwork:
+    return _open_file(path, runtime, precision, trust_code)[0]
 
 
-def _open_file(path: Path, runtime: str | None, precision: str) -> tuple[ExportedNetwork, Any]:
+def _open_file(path: Path, runtime: str | None, precision: str, trust_code: bool) -> tuple[ExportedNetwork, Any]:
     machine = find_machine("cpu", amp=precision != "float32", amp_dtype=precision.removeprefix("amp_"))
-    return open_exported(path, machine, runtime=runtime)
+    return open_exported(path, machine, runtime=runtime, trust_code=trust_code)
 
 
 def prepare(contender: Contender, device: torch.device) -> tuple[Callable[[], object], int]:

@@ -425,7 +425,7 @@ def _make_loaders(
         pin_memory=machine.device.type == "cuda",
     )
     val_loader = make_loader(
-        DrawnImages(val, eval_transform(data_config)),
+        DrawnImages(val, eval_transform(data_config), seed=None),
         val_batches,
         workers=config.workers,
         pin_memory=machine.device.type == "cuda",
