@@ -52,13 +52,16 @@ class Way:
     Attributes:
         name: as the table shows it.
         contender: is timed.
-        folder: of the export, and its precision; None for eager and official code.
+        folder: of the export; None for eager and official code.
+        amp: whether it is opened for half precision.
+        is_code: whether opening it runs code, which is ours.
     """
 
     name: str
     contender: Contender
     folder: Path | None = None
     amp: bool = False
+    is_code: bool = False
 
 
 def write_formats(source: Source, folder: Path) -> None:
@@ -80,7 +83,9 @@ def ways_of(model: str, size: int, folder: Path, official: str | None, batch_siz
         for precision in ("float32", "bfloat16") if format.startswith("openvino") else ("float32",):
             file, is_code = exported_file(folder / format), format == "aotinductor"
             timed = exported_contender(file, precision=precision, trust_code=is_code, **common)
-            ways.append(Way(f"{format} {precision}", timed, folder / format, amp=precision != "float32"))
+            ways.append(
+                Way(f"{format} {precision}", timed, folder / format, amp=precision != "float32", is_code=is_code)
+            )
     if official:
         ways += [Way(f"official {precision}", official_contender(official, one)) for precision, one in ours.items()]
     return ways
@@ -120,7 +125,7 @@ def study(
     opened = {
         way.name: predictor
         if way.folder is None
-        else Predictor(way.folder, device="cpu", amp=way.amp, trust_code="aotinductor" in way.name)
+        else Predictor(way.folder, device="cpu", amp=way.amp, trust_code=way.is_code)
         for way in ways
         if way.folder is not None or way.name == "eager float32"
     }
@@ -161,6 +166,8 @@ def main() -> None:
         folder = Path(name)
         jobs: list[tuple[str, Predictor, list[Path]]] = []
         if words.checkpoint:
+            if words.img_size:
+                parser.error("--img-size is of --models, and --checkpoint has a size of its own")
             images = [Path(image) for image in find_images(words.images or parser.error("give --images"))]
             predictor = Predictor(words.checkpoint, device="cpu")
             jobs = [(predictor.checkpoint.model or "network", predictor, images)]

@@ -126,9 +126,10 @@ def arrays() -> tuple[list[bytes], Read]:
     return seeds, lambda content: read_image(io.BytesIO(content), name="it", format=PixelFormat(4))
 
 
-def written(read: Callable[[Path], object], ending: str) -> Read:
-    """Reads from a file."""
+def written(read: Callable[[Path], object], ending: str, beside: bytes = b"") -> Read:
+    """Reads from a file; `beside` it.bin holds what never changes."""
     path = Path(tempfile.mkdtemp()) / f"it{ending}"
+    path.with_suffix(".bin").write_bytes(beside)
 
     def read_content(content: bytes) -> object:
         path.write_bytes(content)
@@ -197,6 +198,35 @@ def onnx_files() -> tuple[list[bytes], Read]:
         seeds.append(model.SerializeToString())
     machine = find_machine("cpu", amp=False)
     return seeds, written(lambda path: open_exported(path, machine), ".onnx")
+
+
+def openvino_files() -> tuple[list[bytes], Read]:
+    """OpenVINO's XML, beside the weights it was written with, up to the compiled network."""
+    import openvino
+    from openvino import opset13
+
+    from t2t_vit.inference.exported import open_exported
+    from t2t_vit.runtime.machine import find_machine
+
+    images = opset13.parameter([-1, 3, 4, 4], np.float32, name="images")
+    flat = opset13.reshape(images, opset13.constant(np.array([0, -1])), special_zero=True)
+    logits = opset13.matmul(flat, opset13.constant(np.ones((48, 2), np.float32)), False, False)
+    model = openvino.Model([opset13.result(logits)], [images])
+    about = {
+        "version": 1,
+        "class_names": ["a", "b"],
+        "data_config": {"input_size": [3, 4, 4], "mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+    seeds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for metadata in (None, json.dumps(about)):
+            if metadata:
+                model.set_rt_info(metadata, ["t2t_vit"])
+            openvino.save_model(model, f"{folder}/it.xml", compress_to_fp16=False)
+            seeds.append(Path(folder, "it.xml").read_bytes())
+        weights = Path(folder, "it.bin").read_bytes()
+    machine = find_machine("cpu", amp=False)
+    return seeds, written(lambda path: open_exported(path, machine), ".xml", weights)
 
 
 def onnx_metadata() -> tuple[list[bytes], Read]:
@@ -272,7 +302,8 @@ def requests() -> tuple[list[bytes], Read]:
 
 
 TARGETS: dict[str, Callable[[], tuple[list[bytes], Read]]] = {
-    "images": images, "arrays": arrays, "checkpoints": checkpoints, "onnx": onnx_files, "metadata": onnx_metadata,
+    "images": images, "arrays": arrays, "checkpoints": checkpoints, "onnx": onnx_files,
+    "openvino": openvino_files, "metadata": onnx_metadata,
     "yaml": yaml_files, "requests": requests,
 }  # fmt: skip
 

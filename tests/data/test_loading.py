@@ -193,7 +193,7 @@ def test_loading_leaves_the_trainings_random_numbers_alone(workers):
 
 
 def test_a_batch_holds_the_images_it_names():
-    images = DrawnImages(image_set(7), eval_transform({**CONFIG, "input_size": (3, 20, 20)}))
+    images = DrawnImages(image_set(7), eval_transform({**CONFIG, "input_size": (3, 20, 20)}), seed=None)
     batches = list(make_loader(images, EvaluationBatches(7, batch_size=4), workers=0))
     assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6]]
     assert batches[1].targets.tolist() == [1, 2, 0]

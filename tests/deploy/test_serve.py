@@ -1,5 +1,6 @@
 """The server as a process: started, loaded, killed in part, and stopped; and its page in a real browser."""
 
+import base64
 import contextlib
 import http.client
 import http.server
@@ -192,10 +193,8 @@ def test_replicas_in_a_ray_cluster_grow_with_the_load_and_one_that_dies_is_repla
                     found.add(int(path.parent.name))
         return found
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = ("--ray", "2", "--port", str(port), "-b", "2", "--device", "cpu")
-    process, port = start(small_checkpoint, *words, RAY_USAGE_STATS_ENABLED="0", T2T_VIT_API_KEY=KEY)
+    process, port = start(small_checkpoint, "--ray", "2", "-b", "2", "--device", "cpu", T2T_VIT_API_KEY=KEY)
+    results = []
     try:
         without_key = {"Content-Type": "image/png"}
         assert ask(port, "POST", "/predict", contents[0][0], without_key)[0] == 401  # replicas know the key
@@ -216,9 +215,18 @@ def test_replicas_in_a_ray_cluster_grow_with_the_load_and_one_that_dies_is_repla
         while len(replicas() - before) < 1 and time.monotonic() < deadline:
             time.sleep(0.2)
         assert replicas() - before
+        many = json.dumps({"images": [base64.b64encode(contents[0][0]).decode()] * 32})
+        headers = {"Content-Type": "application/json", "X-API-Key": KEY}
+        ask_many = partial(ask, port, "POST", "/predict", many, headers)
+        waiting = [threading.Thread(target=lambda: results.append(ask_many()[0])) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.1)
     finally:
         code = stop(process)
-    assert code == 0
+    for thread in waiting:
+        thread.join()
+    assert (results, code) == ([200] * 3, 0)
 
 
 def test_a_port_that_is_taken_is_told(small_checkpoint, capsys):
@@ -230,6 +238,11 @@ def test_a_port_that_is_taken_is_told(small_checkpoint, capsys):
     assert (
         f"port {port} cannot be listened at: Address already in use. Choose another --port" in capsys.readouterr().err
     )
+
+
+def test_ray_chooses_the_gpu_of_a_replica(small_checkpoint, capsys):
+    assert main(["serve", "--checkpoint", str(small_checkpoint), "--ray", "2", "--device", "cuda:1"]) == 2
+    assert "Ray gives each process one: give --device cuda." in capsys.readouterr().err
 
 
 def test_answers_go_at_once():

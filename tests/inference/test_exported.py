@@ -191,6 +191,28 @@ def test_openvino_answers_several_threads_rightly(write, weights):
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"names"', b'"n\xffmes"', "OpenVINO cannot run"),  # no UTF-8
+        (b'"Result"', b'"Sink"', r"no image classifier|OpenVINO cannot run"),
+        (b'"f32"', b'"i32"', r"no image classifier|OpenVINO cannot run"),
+        (b"<net", b"<met", "expected XML"),
+    ],
+)
+def test_damaged_openvino_files_are_told(old, new, message, tmp_path, weights):
+    openvino = pytest.importorskip("openvino")
+    onnx.save_model(classifier(weights), tmp_path / "a.onnx")
+    model = openvino.convert_model(tmp_path / "a.onnx")
+    model.set_rt_info("names", ["t2t_vit"])
+    openvino.save_model(model, tmp_path / "model.xml")
+    content = (tmp_path / "model.xml").read_bytes().replace(b'<?xml version="1.0"?>\n', b"")
+    assert old in content
+    (tmp_path / "model.xml").write_bytes(content.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        Predictor(tmp_path, device="cpu")
+
+
 @pytest.mark.slow
 def test_a_process_outlives_a_signal_after_its_openvino_networks(write, weights):
     pytest.importorskip("openvino")

@@ -80,18 +80,21 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(service: Service, *, hosts: Sequence[str] = ("*",)) -> FastAPI:
+def make_app(service: Service, *, hosts: Sequence[str] = ("*",), starts_ready: bool = False) -> FastAPI:
     """The application of a service.
 
     Args:
         hosts: the names by which it may be called; a page of somebody else's, whose name was made to lead here, has
             another one.
+        starts_ready: start only when images are answered, for whom sends requests from the start on.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(service.start())  # meanwhile requests are told that it is not ready
         starting.add_done_callback(_tell_failure)
+        if starts_ready:
+            await starting
         yield
         await asyncio.wait([starting])
         await service.stop()

@@ -49,6 +49,7 @@ class PredictConfig(Settings):
 
     def contradictions(self) -> Iterable[str]:
         """Printing and writing exclude each other, and what is there is not overwritten."""
+        yield from _of_ray(self.ray, self.device)
         output = self.csv or self.jsonl or self.parquet
         if self.json and output:
             yield "--json prints, and has no effect beside a file to write: leave it out."
@@ -139,3 +140,12 @@ class ServeConfig(Settings):
     trust_code: bool = option(False, TRUST_HELP)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     amp: bool = option(False, "half precision")
+
+    def contradictions(self) -> Iterable[str]:
+        """Ray chooses the GPU of a process."""
+        yield from _of_ray(self.ray, self.device)
+
+
+def _of_ray(ray: int | None, device: str) -> Iterable[str]:
+    if ray is not None and ":" in device:
+        yield f"--device {device} names a GPU, and Ray gives each process one: give --device {device.split(':')[0]}."

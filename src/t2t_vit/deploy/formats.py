@@ -3,7 +3,6 @@
 import importlib.resources
 import json
 import logging
-import os
 import shutil
 import subprocess
 import tarfile
@@ -23,7 +22,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from t2t_vit.errors import UserError
-from t2t_vit.inference.exported import NAMES, need
+from t2t_vit.inference.exported import INPUT_SIZE, NAMES, need
 from t2t_vit.models.checkpoint_formats import FORMAT
 
 ONNX, IR, PT2 = NAMES[".onnx"], NAMES[".xml"], NAMES[".pt2"]
@@ -177,17 +176,15 @@ def write_pt2(source: Source, folder: Path) -> None:
 def write_aotinductor(source: Source, folder: Path) -> None:
     """A program of torch.export with the machine code that AOTInductor makes of it, for the processor at hand.
 
-    Raises:
-        UserError: there is no C++ compiler.
+    Needs a C++ compiler. Torch checks no sizes by itself when it runs, so that the file says them.
     """
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise UserError("AOTInductor compiles C++, and there is no compiler: install g++.")
+    sizes = [source.input_size[0], None, None] if source.any_size else source.input_size
     with _quiet():
         program = torch.export.export(source.network, (_example(source),), dynamic_shapes=(_free_axes(source),))
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(folder / PT2),
-            inductor_configs={"aot_inductor.metadata": {FORMAT: source.metadata}},
+            inductor_configs={"aot_inductor.metadata": {FORMAT: source.metadata, INPUT_SIZE: json.dumps(sizes)}},
         )
 
 

@@ -1,18 +1,24 @@
 """Many machines: the same `Predictor` mapped over paths by Ray Data, and the same server in replicas of Ray Serve."""
 
+import dataclasses
 import logging
 import math
+import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from t2t_vit.deploy.config import PredictConfig, ServeConfig
+from t2t_vit.errors import UserError
 from t2t_vit.inference.exported import need
 from t2t_vit.inference.predictor import Prediction, Predictor
+from t2t_vit.runtime.downloads import is_url
 
+APPLICATION = "t2t_vit"
 NUM_PARTS = 4
 """Batches of a task: what is lost, and done again, where a machine dies."""
 
@@ -56,20 +62,21 @@ def predict_on_ray(
     done again by others.
 
     Raises:
-        UserError: Ray is not installed.
+        UserError: Ray is not installed, or its cluster does not start.
     """
     ray = need("ray", "ray")
     need("ray.data", "ray")
     assert config.ray is not None
-    _join_cluster(ray)
+    with _ray_errors_told():
+        _join_cluster(ray)
+    config = dataclasses.replace(config, checkpoint=absolute(config.checkpoint))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     num_gpus = _gpus_of_each(ray, config)
-    items = ray.data.from_items(
-        [{"path": str(path)} for path in paths], override_num_blocks=max(1, -(-len(paths) // (NUM_PARTS * batch_size)))
-    )
+    num_blocks = max(1, -(-len(paths) // (NUM_PARTS * batch_size)))
+    items = ray.data.from_items([{"path": absolute(str(path))} for path in paths], override_num_blocks=num_blocks)
     rows = items.map_batches(
         RayPredictor,
         fn_constructor_args=(config, top_k),
@@ -79,62 +86,96 @@ def predict_on_ray(
         max_restarts=-1,
         max_task_retries=-1,
     )
-    for row in rows.iter_rows():
-        yield _prediction(row["prediction"])
+    for path, row in zip(paths, rows.iter_rows(), strict=True):
+        yield _prediction(row["prediction"])._replace(name=str(path))
 
 
-def serve_on_ray(config: ServeConfig, build: Callable[[], Any], *, host: str, port: int, grace_s: float) -> None:
-    """Serves an application in one to `--ray` replicas, until SIGTERM or Ctrl-C.
+def serve_on_ray(
+    config: ServeConfig, build: Callable[[], Any], *, host: str, port: int, grace_s: float, started: Callable[[], None]
+) -> None:
+    """Serves an application in one to `--ray` replicas, until SIGTERM or Ctrl-C, and then answers what it has.
 
-    The cluster is the one that RAY_ADDRESS names, else one of this machine that lives as long as the command. All of
-    its machines must see the checkpoint under the same path. A replica that dies is replaced.
+    The cluster is the one that RAY_ADDRESS names, else one of this machine that lives as long as the command. Ray
+    Serve must not run there yet. All of its machines must see the checkpoint under the same path. A replica that dies
+    is replaced.
 
     Args:
         build: makes the application, in each replica.
-        host, port: where Ray listens.
+        host, port: where each machine with a replica listens.
         grace_s: how long after the time-out of the last request a replica that is stopped waits for it.
+        started: called when the first replica answers.
+
+    Raises:
+        UserError: the cluster or a replica does not start, or Ray Serve runs there.
     """
     ray, ray_serve = need("ray", "ray"), need("ray.serve", "ray")
     assert config.ray is not None
-    stopped = threading.Event()
-    _join_cluster(ray)
-    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
-        signal.signal(number, lambda *_: stopped.set())
     seconds = math.ceil(config.timeout) + grace_s
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray_serve.start(http_options={"host": host, "port": port, "request_timeout_s": seconds})
-    replica = ray_serve.deployment(
-        ray_serve.ingress(lambda: build())(),  # Ray knows functions alone, and no partial ones
-        # As many replicas as have a batch in hand each; each computes one while the next gathers.
-        autoscaling_config={
-            "min_replicas": 1,
-            "max_replicas": config.ray,
-            "target_ongoing_requests": config.batch_size,
-        },
-        max_ongoing_requests=2 * config.batch_size,
-        max_queued_requests=config.queue,
-        ray_actor_options={"num_cpus": 1, "num_gpus": _gpus_of_each(ray, config)},
-        graceful_shutdown_timeout_s=seconds,
-    )
+    with _ray_errors_told():
+        _join_cluster(ray)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set its own
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if ray_serve.status().proxies:
+            raise UserError(
+                "Ray Serve runs in this cluster already, and would stay at its own address: end it (serve shutdown), "
+                "or start another cluster."
+            )
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        replica = ray_serve.deployment(
+            ray_serve.ingress(lambda: build())(),  # Ray knows functions alone, and no partial ones
+            # A replica for each batch in hand; each computes one while the next gathers.
+            autoscaling_config={
+                "min_replicas": 1,
+                "max_replicas": config.ray,
+                "target_ongoing_requests": config.batch_size,
+            },
+            max_ongoing_requests=2 * config.batch_size,
+            max_queued_requests=config.queue,
+            ray_actor_options={"num_cpus": 1, "num_gpus": _gpus_of_each(ray, config)},
+            graceful_shutdown_timeout_s=seconds,
+        )
+        try:
+            ray_serve.start(http_options={"host": host, "port": port, "request_timeout_s": seconds})
+            ray_serve.run(replica.bind(), name=APPLICATION, logging_config={"log_level": "ERROR"})
+            started()
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            ray_serve.delete(APPLICATION)  # lets replicas answer what they have, which a shutdown does not
+        finally:
+            ray_serve.shutdown()
+            ray.shutdown()
+
+
+@contextmanager
+def _ray_errors_told() -> Iterator[None]:
+    """Ray's errors, of which those of a cluster are builtin ones, as errors for users."""
+    ray = need("ray", "ray")
     try:
-        ray_serve.run(replica.bind(), name="t2t_vit", logging_config={"log_level": "ERROR"})
-        stopped.wait()
-    finally:
-        ray_serve.shutdown()
-        ray.shutdown()
+        yield
+    except UserError:
+        raise
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(f"Ray could not start: {lines[0] if lines else type(error).__name__}") from error
 
 
 def _join_cluster(ray: Any) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of each cluster
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own future
         ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
 
 
 def _gpus_of_each(ray: Any, config: PredictConfig | ServeConfig) -> float:
-    """The part of a GPU, or the GPUs, of each of `--ray` processes."""
-    if config.device not in ("auto", "cuda"):
-        return 0.0
-    return float(ray.cluster_resources().get("GPU", 0)) / (config.ray or 1)
+    """The GPU, or the part of one, of each of `--ray` processes."""
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if config.device in ("auto", "cuda") else 0
+    return 1 / math.ceil((config.ray or 1) / gpus) if gpus else 0.0
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in whatever folder a process of the cluster works; addresses and names stay."""
+    file = Path(path).expanduser()
+    return path if is_url(path) or not os.path.exists(file) else os.path.abspath(file)  # noqa: PTH100, PTH110
 
 
 def _plain(prediction: Prediction) -> dict[str, Any]:

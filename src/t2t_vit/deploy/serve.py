@@ -15,7 +15,7 @@ import torch
 from t2t_vit.data.loading import default_workers
 from t2t_vit.deploy.config import ServeConfig
 from t2t_vit.deploy.limits import KEY_VARIABLE, Limits
-from t2t_vit.deploy.on_ray import serve_on_ray
+from t2t_vit.deploy.on_ray import absolute, serve_on_ray
 from t2t_vit.errors import UserError
 from t2t_vit.inference.exported import need
 from t2t_vit.inference.predictor import Predictor
@@ -47,20 +47,16 @@ def serve(config: ServeConfig) -> None:
     print(predictor.checkpoint.report, file=sys.stderr)
     listening = _listen(config)
     host, port = listening.getsockname()[:2]
-    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(
-        f"serving at {where} (the page), {where}/openapi.json (the interface); stop it with Ctrl-C",
-        file=sys.stderr,
-        flush=True,
-    )
-    if host not in LOOPBACK and not os.environ.get(KEY_VARIABLE):
-        print(f"warning: other machines can reach it, and no key is asked for: set {KEY_VARIABLE}", file=sys.stderr)
+    announce = partial(_announce, host, port)
     if config.ray is not None:
         del predictor
         listening.close()  # Ray takes the port itself
+        config = dataclasses.replace(config, checkpoint=absolute(config.checkpoint))
         build = partial(app_of_replica, config, os.environ.get(KEY_VARIABLE))
-        serve_on_ray(config, build, host=host, port=port, grace_s=GRACE_S)
+        print("starting Ray, and a first replica", file=sys.stderr, flush=True)
+        serve_on_ray(config, build, host=host, port=port, grace_s=GRACE_S, started=announce)
         return
+    announce()
     settings: dict[str, Any] = {
         "log_level": "warning",
         "timeout_graceful_shutdown": math.ceil(config.timeout) + GRACE_S,
@@ -77,6 +73,17 @@ def serve(config: ServeConfig) -> None:
     with tempfile.TemporaryDirectory() as counts:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # where the processes put their counts together
         uvicorn.run(application, factory=True, fd=listening.fileno(), workers=config.workers, **settings)
+
+
+def _announce(host: str, port: int) -> None:
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(
+        f"serving at {where} (the page), {where}/openapi.json (the interface); stop it with Ctrl-C",
+        file=sys.stderr,
+        flush=True,
+    )
+    if host not in LOOPBACK and not os.environ.get(KEY_VARIABLE):
+        print(f"warning: other machines can reach it, and no key is asked for: set {KEY_VARIABLE}", file=sys.stderr)
 
 
 def app_of_environment() -> "FastAPI":
@@ -111,9 +118,10 @@ def app_of(config: ServeConfig, predictor: Predictor) -> "FastAPI":
         max_batch=config.batch_size,
         max_wait_s=config.max_wait_ms / 1000,
         capacity=config.queue,
-        num_decoders=max(1, default_workers() // config.workers),
+        num_decoders=1 if config.ray is not None else max(1, default_workers() // config.workers),
     )
-    return make_app(service, hosts=LOOPBACK if config.host in LOOPBACK else ("*",))
+    hosts = LOOPBACK if config.host in LOOPBACK else ("*",)
+    return make_app(service, hosts=hosts, starts_ready=config.ray is not None)
 
 
 def predictor_of(config: ServeConfig) -> Predictor:

@@ -6,6 +6,7 @@ file that is opened here runs code. A .pt2 file does, and is opened only for who
 
 import dataclasses
 import functools
+import json
 import os
 import threading
 import warnings
@@ -24,6 +25,8 @@ from t2t_vit.errors import UserError
 from t2t_vit.models.checkpoint_formats import DATA_KEYS, FORMAT, Checkpoint, LoadReport, about_network
 from t2t_vit.runtime.machine import Machine
 
+INPUT_SIZE = "input_size"
+"""The entry of AOTInductor's metadata that has [C, H, W], null for an axis of any size."""
 NAMES = {".onnx": "model.onnx", ".xml": "model.xml", ".pt2": "model.pt2"}
 """The file of each kind in a folder that `export` wrote."""
 RUNTIMES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".pt2": ("torch",)}
@@ -57,6 +60,15 @@ class ExportedNetwork:
         self.input_size, self.num_tensors = tuple(input_size), num_tensors
 
     def __call__(self, images: Tensor) -> Tensor:
+        """The logits.
+
+        Raises:
+            UserError: the images have another size.
+        """
+        if any(size not in (None, axis) for size, axis in zip(self.input_size, images.shape[1:], strict=True)):
+            raise UserError(
+                f"The exported network takes images of {_in_words(self.input_size)}, got {_in_words(images.shape[1:])}."
+            )
         logits = self._run(np.ascontiguousarray(images.cpu().numpy()))
         return torch.from_numpy(np.asarray(logits, dtype=np.float32)).to(images.device)
 
@@ -189,33 +201,35 @@ def _open_onnxruntime(file: Path, machine: Machine) -> tuple[ExportedNetwork, st
         runtime="ONNX Runtime",
         file=file,
         inputs=[(value.type == "tensor(float)", value.shape) for value in session.get_inputs()],
-        output=session.get_outputs()[0].shape,
+        outputs=[value.shape for value in session.get_outputs()],
         num_tensors=len(graph.graph.initializer),
     )
     return network, next((entry.value for entry in graph.metadata_props if entry.key == FORMAT), None)
 
 
 def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str | None]:
-    metadata = None
-    if file.suffix.lower() == ".onnx":
+    metadata, is_own = None, file.suffix.lower() == ".xml"
+    if not is_own:
         graph = read_onnx(file)
         metadata = next((entry.value for entry in graph.metadata_props if entry.key == FORMAT), None)
     else:
         with file.open("rb") as stream:  # OpenVINO would open an ONNX file of this name too
             if not stream.read(64).lstrip().startswith((b"<?xml", b"<net")):
                 raise UserError(f"{file} is no file of OpenVINO's: expected XML. Export it again.")
-    openvino, core = need("openvino", "openvino"), _openvino_core()
+    openvino, frontend = need("openvino", "openvino"), need("openvino.frontend", "openvino")
     settings = {
         "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[machine.amp_dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     try:
-        model = core.read_model(file)
-        compiled = core.compile_model(model, "CPU", settings)
+        # Of this kind alone: by itself OpenVINO tries the readers of all kinds that it knows.
+        reader = frontend.FrontEndManager().load_by_framework("ir" if is_own else "onnx")
+        model = reader.convert(reader.load(str(file)))
+        compiled = _openvino_core().compile_model(model, "CPU", settings)
+        if metadata is None and model.has_rt_info([FORMAT]):
+            metadata = str(model.get_rt_info([FORMAT]).value)
     except Exception as error:
         raise UserError(f"OpenVINO cannot run {file}: {_first_line(error)}.") from error
-    if metadata is None and model.has_rt_info([FORMAT]):
-        metadata = str(model.get_rt_info([FORMAT]).value)
     lock = threading.Lock()  # a compiled model has one place for its results
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -227,14 +241,22 @@ def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str |
         runtime="OpenVINO",
         file=file,
         inputs=[(one.element_type == openvino.Type.f32, _openvino_shape(one)) for one in model.inputs],
-        output=_openvino_shape(model.outputs[0]),
+        outputs=[_openvino_shape(one) for one in model.outputs],
         num_tensors=sum(operation.get_type_name() == "Constant" for operation in model.get_ops()),
     )
     return network, metadata
 
 
-@functools.cache
+_core_lock = threading.Lock()
+
+
 def _openvino_core() -> Any:
+    with _core_lock:  # a cache may be asked twice before it has the first answer
+        return _new_openvino_core()
+
+
+@functools.cache
+def _new_openvino_core() -> Any:
     """OpenVINO's core, which lives as long as the process.
 
     With its first network a core gives the thread a stack for signals, which goes with it. Where two cores end in the
@@ -242,6 +264,10 @@ def _openvino_core() -> Any:
     kills the process.
     """
     return need("openvino", "openvino").Core()
+
+
+def _in_words(sizes: Sequence[int | None]) -> str:
+    return " x ".join("any" if size is None else str(size) for size in sizes)
 
 
 def _openvino_shape(value: Any) -> list[int | None]:
@@ -297,18 +323,27 @@ def _open_aotinductor(file: Path, machine: Machine) -> tuple[ExportedNetwork, st
         lambda images: program(torch.from_numpy(images).to(device)).float().cpu().numpy(),
         runtime="AOTInductor",
         num_classes=None,
-        input_size=(None, None, None),  # it does not tell
+        input_size=json.loads(metadata.get(INPUT_SIZE, "[null, null, null]")),
         num_tensors=len(program.get_constant_fqns()),
     )
     return network, metadata.get(FORMAT)
 
 
 def _network(
-    run: Any, *, runtime: str, file: Path, inputs: Sequence[tuple[bool, Sequence[Any]]], output: Any, num_tensors: int
+    run: Any,
+    *,
+    runtime: str,
+    file: Path,
+    inputs: Sequence[tuple[bool, Sequence[Any]]],
+    outputs: Sequence[Sequence[Any]],
+    num_tensors: int,
 ) -> ExportedNetwork:
     """The network with what its first output and its inputs tell; an axis of any size has no number."""
-    if len(inputs) != 1 or not inputs[0][0] or len(inputs[0][1]) != 4:
-        raise UserError(f"{file} is no image classifier: expected one input of float32 images, (B, C, H, W).")
+    if len(inputs) != 1 or not inputs[0][0] or len(inputs[0][1]) != 4 or not outputs:
+        raise UserError(
+            f"{file} is no image classifier: expected one input, float32 images (B, C, H, W), and an output, logits."
+        )
+    output = outputs[0]
     batch, *sizes = [size if isinstance(size, int) else None for size in inputs[0][1]]
     if batch not in (None, 1):
         raise UserError(f"{file} takes {batch} images at a time, no more and no fewer: export it with a free batch.")

@@ -106,7 +106,7 @@ def _images_below(folder: Path) -> list[Path]:
     def note(error: OSError) -> None:
         if str(error.filename) == str(folder):
             raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
-        closed.append(f"{error.filename} ({error.strerror})")
+        closed.append(f"{error.filename} ({error.strerror})" if error.filename else str(error))
 
     for parent, folders, files in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(parent)
