@@ -128,6 +128,13 @@ def test_a_local_network_scripted_traced_and_exported_answers_alike():
         torch.testing.assert_close(other(x), model(x))
 
 
+@pytest.mark.parametrize("tokens", ["performer", "transformer"])
+def test_an_exported_network_keeps_to_one_layout(tokens):
+    """Another one, beside that of a parameter, is what ExecuTorch's operators refuse."""
+    program = torch.export.export(tiny(tokens=tokens), (torch.randn(2, 3, 32, 32),))
+    assert not [node for node in program.graph.nodes if torch.channels_last in (*node.args, *node.kwargs.values())]
+
+
 def test_dynamic_img_size_takes_its_own_size_unchanged():
     x = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(tiny(dynamic_img_size=True)(x), tiny()(x), rtol=0, atol=0)

@@ -52,8 +52,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, split: Split) -> Te
     """`linear_over_patches` as a map, (B, D, h, w), with channels last in memory."""
     kernel, stride, padding = split
     filters = weight.reshape(weight.shape[0], x.shape[1], kernel, kernel)
-    # both, as a single image may look as if its channels were not the last
-    x, filters = x.contiguous(memory_format=torch.channels_last), filters.contiguous(memory_format=torch.channels_last)
+    is_exporting = False
+    if not torch.jit.is_scripting():
+        is_exporting = torch.compiler.is_exporting()
+    if not is_exporting:  # other runtimes have layouts of their own; ExecuTorch's operators take one alone
+        # both, as a single image may look as if its channels were not the last
+        x = x.contiguous(memory_format=torch.channels_last)
+        filters = filters.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, filters, bias, stride, padding)
 
 
