@@ -64,14 +64,16 @@ class Way:
     is_code: bool = False
 
 
-def write_formats(source: Source, folder: Path) -> None:
+def write_formats(source: Source, formats: Sequence[str], folder: Path) -> None:
     """Exports a network in each format."""
-    for format in FORMATS:
+    for format in formats:
         (folder / format).mkdir(parents=True)
         WRITERS[format](source, folder / format)
 
 
-def ways_of(model: str, size: int, folder: Path, official: str | None, batch_size: int) -> list[Way]:
+def ways_of(
+    model: str, size: int, formats: Sequence[str], folder: Path, official: str | None, batch_size: int
+) -> list[Way]:
     """Eager, compiled, exported and official ways to run a network."""
     common = {"mode": "infer", "batch_size": batch_size}
     ours = {
@@ -79,7 +81,7 @@ def ways_of(model: str, size: int, folder: Path, official: str | None, batch_siz
     }
     ways = [Way(f"eager {precision}", one) for precision, one in ours.items()]
     ways.append(Way("compiled bfloat16", dataclasses.replace(ours["bfloat16"], compile_mode="default")))
-    for format in FORMATS:
+    for format in formats:
         for precision in ("float32", "bfloat16") if format.startswith("openvino") else ("float32",):
             file, is_code = exported_file(folder / format), format == "aotinductor"
             timed = exported_contender(file, precision=precision, trust_code=is_code, **common)
@@ -111,7 +113,14 @@ def sample_image(folder: Path) -> Path:
 
 
 def study(
-    model: str, predictor: Predictor, images: Sequence[Path], folder: Path, *, official: str | None, batch_size: int
+    model: str,
+    predictor: Predictor,
+    images: Sequence[Path],
+    formats: Sequence[str],
+    folder: Path,
+    *,
+    official: str | None,
+    batch_size: int,
 ) -> list[dict[str, object]]:
     """The rows of a network: what each way costs and, given images, how near it is."""
     size = predictor.data_config["input_size"]
@@ -119,8 +128,8 @@ def study(
         calibration = [one[None].numpy() for one in normalised_images(predictor, images[::2][:300])]
     else:
         calibration = list(np.random.default_rng(0).normal(size=(16, 1, *size)).astype(np.float32))
-    write_formats(source_of(predictor, calibration=calibration), folder)
-    ways = ways_of(model, size[-1], folder, official, batch_size)
+    write_formats(source_of(predictor, calibration=calibration), formats, folder)
+    ways = ways_of(model, size[-1], formats, folder, official, batch_size)
     outcomes = measure([way.contender for way in ways], device=torch.device("cpu"), rounds=ROUNDS, seconds=SECONDS)
     opened = {
         way.name: predictor
@@ -157,6 +166,7 @@ def main() -> None:
     parser.add_argument("--img-size", type=int, help="of those models, instead of their own")
     parser.add_argument("--checkpoint", type=Path, help="a network of yours, instead of those models")
     parser.add_argument("--images", nargs="+", help="to compare and calibrate on, with --checkpoint")
+    parser.add_argument("--formats", type=lambda text: text.split(","), default=FORMATS)
     parser.add_argument("--official", help="a copy of the official repository")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--csv", type=Path)
@@ -176,7 +186,13 @@ def main() -> None:
             jobs = [(model, Predictor(create_model(model, **size).eval(), device="cpu"), []) for model in words.models]
         for model, predictor, images in jobs:
             rows += study(
-                model, predictor, images, folder / model, official=words.official, batch_size=words.batch_size
+                model,
+                predictor,
+                images,
+                words.formats,
+                folder / model,
+                official=words.official,
+                batch_size=words.batch_size,
             )
             if words.csv:
                 write_csv(words.csv, rows)
