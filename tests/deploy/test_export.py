@@ -113,6 +113,15 @@ def test_an_export_answers_as_the_checkpoint(words, kind, checkpoint, photos, ex
     assert kind is None or f"exported network, which {kind} runs" in str(exported.checkpoint.report)
 
 
+@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2"])
+def test_any_size_is_taken_where_it_was_asked_for(format, export):
+    network = Predictor(export(format, "--any-size"), device="cpu", trust_code=format == "pt2").network
+    assert network(torch.zeros(2, 3, 48, 64)).shape == (2, 3)
+    fixed = Predictor(export(format), device="cpu", trust_code=format == "pt2").network
+    with pytest.raises(UserError, match=r"takes images of 3 x 32 x 32, got 3 x 48 x 64"):
+        fixed(torch.zeros(2, 3, 48, 64))
+
+
 def test_openvino_runs_the_onnx_file_too(checkpoint, photos, export):
     exported = Predictor(export("onnx") / "model.onnx", device="cpu", runtime="openvino")
     assert "OpenVINO" in str(exported.checkpoint.report)

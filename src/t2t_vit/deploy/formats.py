@@ -130,8 +130,7 @@ def write_openvino_int8(source: Source, folder: Path) -> None:
     """OpenVINO's pair of files, with 8 bits where NNCF chooses them.
 
     Where most products are of matrices, convolutions and products of activations keep their type, and SmoothQuant, a
-    part of NNCF's mode for transformers, is off: both made networks name a third to a half of the images otherwise
-    (docs/log.md).
+    part of NNCF's mode for transformers, is off: convolutions and SmoothQuant each changed many labels (docs/log.md).
     """
     model = _to_openvino(source)
     nncf = need("nncf", "openvino")

@@ -6,9 +6,10 @@ import math
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,25 +139,38 @@ def serve_on_ray(
             ray_serve.start(http_options={"host": host, "port": port, "request_timeout_s": seconds})
             ray_serve.run(replica.bind(), name=APPLICATION, logging_config={"log_level": "ERROR"})
             started()
-            threading.Event().wait()
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            _finish(ray_serve, seconds)
         except KeyboardInterrupt:
-            ray_serve.delete(APPLICATION)  # lets replicas answer what they have, which a shutdown does not
+            pass  # before anything was served
         finally:
             ray_serve.shutdown()
             ray.shutdown()
+
+
+def _finish(ray_serve: Any, seconds: float) -> None:
+    """Lets the replicas answer what they have, which a shutdown does not."""
+    ray_serve.delete(APPLICATION, _blocking=False)
+    deadline = time.monotonic() + seconds + 10
+    while APPLICATION in ray_serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 @contextmanager
 def _ray_errors_told() -> Iterator[None]:
     """Ray's errors, of which those of a cluster are builtin ones, as errors for users."""
     ray = need("ray", "ray")
+    kinds = (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError)
     try:
         yield
     except UserError:
         raise
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:
+        if not isinstance(error, kinds) and not type(error).__module__.startswith("ray."):
+            raise
         lines = str(error).strip().splitlines()
-        raise UserError(f"Ray could not start: {lines[0] if lines else type(error).__name__}") from error
+        raise UserError(f"Ray failed: {lines[0] if lines else type(error).__name__}") from error
 
 
 def _join_cluster(ray: Any) -> None:

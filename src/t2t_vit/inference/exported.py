@@ -288,12 +288,15 @@ def _open_torch(file: Path, machine: Machine) -> tuple[ExportedNetwork, str | No
         with machine.autocast():
             return module(torch.from_numpy(images).to(machine.device)).float().cpu().numpy()
 
-    example = program.example_inputs[0][0]
+    images_of = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    if len(images_of) != 1 or len(images_of[0].meta["val"].shape) != 4:
+        raise UserError(f"{file} is no image classifier: expected one input, images (B, C, H, W).")
+    sizes = images_of[0].meta["val"].shape[1:]
     network = ExportedNetwork(
         run,
         runtime="torch.export",
         num_classes=None,
-        input_size=example.shape[1:],
+        input_size=[size if isinstance(size, int) else None for size in sizes],
         num_tensors=len(program.state_dict),
     )
     return network, extra[FORMAT] or None

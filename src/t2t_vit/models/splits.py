@@ -49,7 +49,7 @@ def linear_over_patches(x: Tensor, weight: Tensor, bias: Tensor | None, split: S
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, split: Split) -> Tensor:
-    """`linear_over_patches` as a map, (B, D, h, w), with channels last in memory."""
+    """`linear_over_patches` as a map, (B, D, h, w), with channels last in memory but while it is exported."""
     kernel, stride, padding = split
     filters = weight.reshape(weight.shape[0], x.shape[1], kernel, kernel)
     is_exporting = False
