@@ -271,7 +271,7 @@ def requests() -> tuple[list[bytes], Read]:
     service = Service(
         Predictor(network, device="cpu"), limits=Limits(max_bytes=100_000, max_pixels=1_000_000), max_wait_s=0
     )
-    client = TestClient(make_app(service), raise_server_exceptions=False).__enter__()
+    client = TestClient(make_app(service, starts_ready=True), raise_server_exceptions=False).__enter__()
     file = io.BytesIO()
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(file, "PNG")
     text = base64.b64encode(file.getvalue()).decode()
@@ -349,6 +349,7 @@ def feed(names: Sequence[str], count: int, seed: int, keep: Path) -> Iterator[di
     for name in names:
         ours, theirs = multiprocessing.Pipe()
         last = keep / f"{name}-last"
+        last.touch()
         process = multiprocessing.get_context("spawn").Process(target=work, args=(name, count, seed, theirs, last))
         process.start()
         theirs.close()

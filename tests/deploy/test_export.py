@@ -117,9 +117,42 @@ def test_an_export_answers_as_the_checkpoint(words, kind, checkpoint, photos, ex
 def test_any_size_is_taken_where_it_was_asked_for(format, export):
     network = Predictor(export(format, "--any-size"), device="cpu", trust_code=format == "pt2").network
     assert network(torch.zeros(2, 3, 48, 64)).shape == (2, 3)
-    fixed = Predictor(export(format), device="cpu", trust_code=format == "pt2").network
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2", "aotinductor"])
+def test_another_size_is_refused(format, export):
+    """What AOTInductor compiled would read beside the image."""
+    network = Predictor(export(format), device="cpu", trust_code=format in ("pt2", "aotinductor")).network
     with pytest.raises(UserError, match=r"takes images of 3 x 32 x 32, got 3 x 48 x 64"):
-        fixed(torch.zeros(2, 3, 48, 64))
+        network(torch.zeros(2, 3, 48, 64))
+
+
+def eight_bit_inputs(folder, kinds):
+    """How many operations of some kinds have an input that was rounded to 8 bits, and how many there are."""
+    openvino = pytest.importorskip("openvino")
+    operations = [
+        one for one in openvino.Core().read_model(folder / "model.xml").get_ops() if one.get_type_name() in kinds
+    ]
+    rounded = [
+        any(value.get_source_output().get_node().get_type_name() == "FakeQuantize" for value in one.inputs())
+        for one in operations
+    ]
+    return sum(rounded), len(operations)
+
+
+def test_eight_bits_leave_the_convolutions_of_a_transformer_and_not_those_of_a_cnn(photos, export, tmp_path):
+    folder = export("openvino-int8", "--calibrate", str(photos), "--least-agreement", "80")
+    rounded, convolutions = eight_bit_inputs(folder, {"Convolution", "GroupConvolution"})
+    assert (rounded, convolutions > 0) == (0, True)
+    rounded, products = eight_bit_inputs(folder, {"MatMul"})
+    assert 0 < rounded < products  # products of activations are left too
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "cnn.pt")
+    words = ["--model", "test_resnet", "--img-size", "32", "--calibrate", str(photos), "--least-agreement", "0"]
+    words += ["--checkpoint", str(tmp_path / "cnn.pt"), "--output", str(tmp_path / "cnn")]
+    assert main(["export", "--format", "openvino-int8", *words]) == 0
+    rounded, _ = eight_bit_inputs(tmp_path / "cnn", {"Convolution"})
+    assert rounded > 0
 
 
 def test_openvino_runs_the_onnx_file_too(checkpoint, photos, export):

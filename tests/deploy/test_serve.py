@@ -26,6 +26,7 @@ from t2t_vit import Predictor
 from t2t_vit.cli import main
 from t2t_vit.deploy import serve as serve_module
 from t2t_vit.deploy.config import ServeConfig
+from t2t_vit.deploy.on_ray import absolute
 from t2t_vit.options import configure
 
 for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
@@ -173,8 +174,8 @@ def test_killed_workers_are_replaced_and_no_answer_is_wrong(small_checkpoint, co
         metrics = ask(port, "GET", "/metrics")[1].decode()
         assert "t2t_vit_waiting 0.0" in metrics  # though two died with images in hand
         answered = re.search(r'requests_total\{path="/predict",status="200"\} (\d+)', metrics)
-        # Of all processes, the dead ones too, but for what these had sent and not counted yet.
-        assert int(answered[1]) >= counts["right"] - 16
+        # Of all processes, the dead ones too, but for what these had sent and not counted yet: at most one a client.
+        assert int(answered[1]) >= counts["right"] - 8
         assert load(port, contents, clients=4, requests=40)["wrong"] == 0
     finally:
         stop(process)
@@ -243,6 +244,16 @@ def test_a_port_that_is_taken_is_told(small_checkpoint, capsys):
 def test_ray_chooses_the_gpu_of_a_replica(small_checkpoint, capsys):
     assert main(["serve", "--checkpoint", str(small_checkpoint), "--ray", "2", "--device", "cuda:1"]) == 2
     assert "Ray gives each process one: give --device cuda." in capsys.readouterr().err
+
+
+def test_paths_mean_the_same_in_every_process_of_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert absolute("runs/a") == f"{tmp_path}/runs/a"
+    assert absolute("/a") == "/a"
+    assert absolute("~/a") == "/home/ann/a"
+    assert absolute("~nobody-here/a") == f"{tmp_path}/~nobody-here/a"
+    assert absolute("https://host/a.pt") == "https://host/a.pt"
 
 
 def test_answers_go_at_once():

@@ -46,9 +46,9 @@ def predictor(small_checkpoint):
 
 @contextmanager
 def open_client(predictor, **settings):
-    app = make_app(Service(predictor, **{"limits": LIMITS, "max_wait_s": 0.001, **settings}))
+    app = make_app(Service(predictor, **{"limits": LIMITS, "max_wait_s": 0.001, **settings}), starts_ready=True)
     with testclient.TestClient(app, raise_server_exceptions=False) as client:
-        wait_until_ready(client)
+        assert client.get("/ready").status_code == 200
         yield client
 
 

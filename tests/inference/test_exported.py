@@ -194,9 +194,9 @@ def test_openvino_answers_several_threads_rightly(write, weights):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"names"', b'"n\xffmes"', "OpenVINO cannot run"),  # no UTF-8
-        (b'"Result"', b'"Sink"', r"no image classifier|OpenVINO cannot run"),
-        (b'"f32"', b'"i32"', r"no image classifier|OpenVINO cannot run"),
+        (b'"names"', b'"n\xffmes"', "OpenVINO cannot run .*: 'utf-8' codec"),
+        (b'"Result"', b'"Sink"', "is no image classifier"),  # it has no output
+        (b'"f32"', b'"i32"', "is no image classifier"),
         (b"<net", b"<met", "expected XML"),
     ],
 )

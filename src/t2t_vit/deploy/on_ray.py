@@ -92,7 +92,7 @@ def predict_on_ray(
 
 
 def serve_on_ray(
-    config: ServeConfig, build: Callable[[], Any], *, host: str, port: int, grace_s: float, started: Callable[[], None]
+    config: ServeConfig, build: Callable[[], Any], *, host: str, port: int, stop_s: float, started: Callable[[], None]
 ) -> None:
     """Serves an application in one to `--ray` replicas, until SIGTERM or Ctrl-C, and then answers what it has.
 
@@ -103,7 +103,7 @@ def serve_on_ray(
     Args:
         build: makes the application, in each replica.
         host, port: where each machine with a replica listens.
-        grace_s: how long after the time-out of the last request a replica that is stopped waits for it.
+        stop_s: how long a replica that is stopped waits for its last request.
         started: called when the first replica answers.
 
     Raises:
@@ -111,7 +111,6 @@ def serve_on_ray(
     """
     ray, ray_serve = need("ray", "ray"), need("ray.serve", "ray")
     assert config.ray is not None
-    seconds = math.ceil(config.timeout) + grace_s
     with _ray_errors_told():
         _join_cluster(ray)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set its own
@@ -133,15 +132,15 @@ def serve_on_ray(
             max_ongoing_requests=2 * config.batch_size,
             max_queued_requests=config.queue,
             ray_actor_options={"num_cpus": 1, "num_gpus": _gpus_of_each(ray, config)},
-            graceful_shutdown_timeout_s=seconds,
+            graceful_shutdown_timeout_s=stop_s,
         )
         try:
-            ray_serve.start(http_options={"host": host, "port": port, "request_timeout_s": seconds})
+            ray_serve.start(http_options={"host": host, "port": port, "request_timeout_s": stop_s})
             ray_serve.run(replica.bind(), name=APPLICATION, logging_config={"log_level": "ERROR"})
             started()
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
-            _finish(ray_serve, seconds)
+            _finish(ray_serve, stop_s)
         except KeyboardInterrupt:
             pass  # before anything was served
         finally:
@@ -149,10 +148,10 @@ def serve_on_ray(
             ray.shutdown()
 
 
-def _finish(ray_serve: Any, seconds: float) -> None:
+def _finish(ray_serve: Any, stop_s: float) -> None:
     """Lets the replicas answer what they have, which a shutdown does not."""
     ray_serve.delete(APPLICATION, _blocking=False)
-    deadline = time.monotonic() + seconds + 10
+    deadline = time.monotonic() + stop_s + 10
     while APPLICATION in ray_serve.status().applications and time.monotonic() < deadline:
         time.sleep(0.2)
 
@@ -187,9 +186,8 @@ def _gpus_of_each(ray: Any, config: PredictConfig | ServeConfig) -> float:
 
 
 def absolute(path: str) -> str:
-    """A path that means the same in whatever folder a process of the cluster works; addresses and names stay."""
-    file = Path(path).expanduser()
-    return path if is_url(path) or not os.path.exists(file) else os.path.abspath(file)  # noqa: PTH100, PTH110
+    """A path that means the same in whatever folder a process of the cluster works; addresses stay."""
+    return path if is_url(path) else str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 (Path's may raise)
 
 
 def _plain(prediction: Prediction) -> dict[str, Any]:

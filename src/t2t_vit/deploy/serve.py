@@ -48,18 +48,19 @@ def serve(config: ServeConfig) -> None:
     listening = _listen(config)
     host, port = listening.getsockname()[:2]
     announce = partial(_announce, host, port)
+    stop_s = math.ceil(config.timeout) + GRACE_S
     if config.ray is not None:
         del predictor
         listening.close()  # Ray takes the port itself
         config = dataclasses.replace(config, checkpoint=absolute(config.checkpoint))
         build = partial(app_of_replica, config, os.environ.get(KEY_VARIABLE))
         print("starting Ray, and a first replica", file=sys.stderr, flush=True)
-        serve_on_ray(config, build, host=host, port=port, grace_s=GRACE_S, started=announce)
+        serve_on_ray(config, build, host=host, port=port, stop_s=stop_s, started=announce)
         return
     announce()
     settings: dict[str, Any] = {
         "log_level": "warning",
-        "timeout_graceful_shutdown": math.ceil(config.timeout) + GRACE_S,
+        "timeout_graceful_shutdown": stop_s,
         "http": "h11",
         "server_header": False,
         "h11_max_incomplete_event_size": 64 * 1024,  # of a request's headers

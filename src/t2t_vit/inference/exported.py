@@ -213,7 +213,7 @@ def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str |
         graph = read_onnx(file)
         metadata = next((entry.value for entry in graph.metadata_props if entry.key == FORMAT), None)
     else:
-        with file.open("rb") as stream:  # OpenVINO would open an ONNX file of this name too
+        with file.open("rb") as stream:
             if not stream.read(64).lstrip().startswith((b"<?xml", b"<net")):
                 raise UserError(f"{file} is no file of OpenVINO's: expected XML. Export it again.")
     openvino, frontend = need("openvino", "openvino"), need("openvino.frontend", "openvino")
@@ -225,7 +225,9 @@ def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str |
         # Of this kind alone: by itself OpenVINO tries the readers of all kinds that it knows.
         reader = frontend.FrontEndManager().load_by_framework("ir" if is_own else "onnx")
         model = reader.convert(reader.load(str(file)))
-        compiled = _openvino_core().compile_model(model, "CPU", settings)
+        with _core_lock:  # a cache may be asked twice before it has the first answer
+            core = _openvino_core()
+        compiled = core.compile_model(model, "CPU", settings)
         if metadata is None and model.has_rt_info([FORMAT]):
             metadata = str(model.get_rt_info([FORMAT]).value)
     except Exception as error:
@@ -250,13 +252,8 @@ def _open_openvino(file: Path, machine: Machine) -> tuple[ExportedNetwork, str |
 _core_lock = threading.Lock()
 
 
-def _openvino_core() -> Any:
-    with _core_lock:  # a cache may be asked twice before it has the first answer
-        return _new_openvino_core()
-
-
 @functools.cache
-def _new_openvino_core() -> Any:
+def _openvino_core() -> Any:
     """OpenVINO's core, which lives as long as the process.
 
     With its first network a core gives the thread a stack for signals, which goes with it. Where two cores end in the
