@@ -11,7 +11,8 @@ skipped, so that a study goes on where it was stopped. Two of them may run at on
 
 A run trains as `t2t_vit.train` does, and writes no report. All arms see the same labels with the same seed. top1 and
 loss are of the weights that the run chose by a fifth of its labels, average_top1 of the averaged weights of the last
-step, both on val/, by which nothing is chosen. cpu_s and wall_s are of the steps and the evaluations between them.
+step, both on val/, by which nothing is chosen; where the arm fits heads anew, both with such a head. cpu_s and wall_s are
+of the steps, the evaluations between them, and that head.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from t2t_vit.pictures.label_curves import draw_label_curves
 from t2t_vit.pictures.style import styled
 from t2t_vit.runtime.console import Display
 from t2t_vit.training.config import BUDGETS, TrainConfig
+from t2t_vit.training.head import refit, refit_best
 from t2t_vit.training.loop import fit
 from t2t_vit.training.setup import Run, setup
 
@@ -189,6 +191,7 @@ def run_job(job: Job, folder: Path, display: Display) -> Row | int:
     run = setup(replace(job.config, output=str(folder)), display)
     cpu_s, wall_s = time.process_time(), time.monotonic()
     fit(run)
+    refit_best(run)
     cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
     if not run.is_finished():
         return run.interruption.exit_code() or 1
@@ -198,6 +201,8 @@ def run_job(job: Job, folder: Path, display: Display) -> Row | int:
     average = None
     if run.config.model_ema:
         model, names = run.learner.averaged_model(), run.source.class_names
+        if run.config.refit_head:
+            refit(run, model)
         predictor = Predictor(model, machine=run.machine, data_config=run.data_config, class_names=names)
         average = measure(run, predictor).top1
     return {

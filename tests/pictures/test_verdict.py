@@ -119,6 +119,16 @@ def test_the_kept_weights_are_told_with_the_others():
     assert choice(summary_of()).endswith("highest top-1 of all evaluations.")  # without an average
 
 
+def test_weights_that_are_kept_though_others_had_more_are_told_so():
+    summary = summary_of()
+    summary.metrics[1].update(val_top1=60.0)
+    assert choice(summary) == "Kept: the last weights of step 10, as no others are clearly better."
+    anew = replace(summary, best=summary.best._replace(top1=70.0, refitted=True))
+    assert choice(anew).startswith(
+        "Kept: the last weights of step 10, with the head fitted anew, as they have the highest"
+    )
+
+
 def test_a_stopped_run_says_so_first():
     (first, *others) = advice(summary_of(FALLING, stopped_at=(60, 200)), GOOD)
     assert first == "The run was stopped after step 60 of 200. t2t-vit train --resume goes on with it."

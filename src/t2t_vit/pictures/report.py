@@ -41,6 +41,7 @@ class Best(NamedTuple):
         top1: their accuracy in percent.
         num_images: on how many validation images.
         balanced: the mean accuracy of the classes in percent.
+        refitted: whether their head was fitted anew after training.
     """
 
     step: int
@@ -49,6 +50,11 @@ class Best(NamedTuple):
     top1: float
     num_images: int
     balanced: float = math.nan
+    refitted: bool = False
+
+    def __str__(self) -> str:
+        head = ", with the head fitted anew" if self.refitted else ""
+        return f"the {self.weights} of step {self.step:,}{head}"
 
     def score(self, best_by: str) -> float:
         """What the best are chosen by: "top1" or "balanced"."""

@@ -58,8 +58,12 @@ def headline(summary: RunSummary, predictions: Sequence[Answer]) -> str:
 def choice(summary: RunSummary) -> str:
     """Which weights were kept and why: those of which step, raw or averaged, and what the others had."""
     best, name = summary.best, {"top1": "top-1", "balanced": "balanced accuracy"}[summary.best_by]
-    sentence = f"Kept: the {best.weights} of step {best.step:,}, as they have the highest {name} of all evaluations."
+    columns = [f"{key}_{summary.best_by}" for key in ("ema", "val")]
     row = next((row for row in summary.metrics if row["step"] == best.step), {})
+    own = max([best.score(summary.best_by), *(row[column] for column in columns if column in row)])
+    is_highest = all(own >= other.get(column, 0) for other in summary.metrics for column in columns)
+    why = f"they have the highest {name} of all evaluations" if is_highest else "no others are clearly better"
+    sentence = f"Kept: {best}, as {why}."
     if "ema_top1" in row:
         kinds = (("averaged", "ema"), ("last", "val"))
         both = [f"the {kind} weights had {row[f'{key}_{summary.best_by}']:.2f} %" for kind, key in kinds]

@@ -184,7 +184,7 @@ class Checkpointer:
     def _file_evaluation(self, progress: Progress) -> None:
         """Writes best.pt where the best weights are other ones than it holds, and keeps the last checkpoints."""
         best, epoch = progress.best, progress.metrics[-1]["epoch"]
-        if best is not None and best != self.best:
+        if best is not None and best != self.best and not best.refitted:  # those were kept by themselves
             if best.step == progress.step:
                 state = self.learner.weights(averaged=best.weights == AVERAGED)
             else:  # the same weights as before, judged anew
@@ -193,6 +193,16 @@ class Checkpointer:
         if self.config.checkpoint_hist > 1:
             link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
             self.directory.keep_newest_epochs(self.config.checkpoint_hist)
+
+    def keep_best(self, best: Best, weights: Mapping[str, Any]) -> None:
+        """Writes best.pt with weights that were made after training.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        contents = {**self.about, "state_dict": dict(weights), "chosen": best._asdict()}
+        self.machine.ask_main_process(lambda: write_checkpoint(self.directory.best, contents))
+        self.best = best
 
     def _failure(self, write: Callable[[], None]) -> UserError | None:
         """Lets the main process write. Returns, in every process, why that failed; None where it did not."""

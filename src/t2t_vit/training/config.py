@@ -127,6 +127,9 @@ class TrainConfig(Settings):
         None, "backbone's learning rate over the head's", above=0, at_most=1, unless="freeze_backbone or layer_decay"
     )
     freeze_backbone: bool = option(False, "train the head alone")
+    refit_head: bool = option(
+        False, "after training, fit the head anew to the features of the training images, without augmentation"
+    )
     grad_accum_steps: int = option(1, "parts of a batch that go through the network one after another", at_least=1)
     weight_decay: float = option(0.05, "weight decay; biases, norms and the class token have none", at_least=0)
     clip_grad: float | None = option(None, "largest norm of the gradient", above=0)

@@ -15,6 +15,7 @@ from t2t_vit.runtime.durations import format_duration
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.machine import one_of_several
 from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.head import refit_best
 from t2t_vit.training.hindsight import look_back
 from t2t_vit.training.loop import fit
 from t2t_vit.training.recipes import RECIPES
@@ -84,6 +85,7 @@ def run_training(config: TrainConfig, display: Display | None = None) -> TrainRe
     run = setup(config, display)
     try:
         fit(run)
+        refit_best(run)
     finally:
         run.trackers.close(finished=run.is_finished())
     return _sum_up(run, look_back(run))
@@ -113,7 +115,7 @@ def _sum_up(run: Run, test: Accuracy | None) -> TrainResult:
         if run.config.best_by == "balanced":
             accuracy = f"balanced accuracy {best.balanced:.2f} %, {accuracy}"
         say(
-            f"best {accuracy} on {best.num_images:,} images: the {best.weights} of step {best.step}; "
+            f"best {accuracy} on {best.num_images:,} images: {best}; "
             f"{format_duration(progress.elapsed_s)} in all; {run.directory.best}"
         )
     if test is not None:
