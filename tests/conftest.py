@@ -140,6 +140,7 @@ def tiny_config_in(picture_folder):
             "affine": 0.0,
             "scale": (0.08, 1.0),
             "ratio": (0.75, 1.3333),
+            "refit_head": False,
         }
         return configure(TrainConfig, **settings | changes)
 

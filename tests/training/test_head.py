@@ -128,6 +128,10 @@ def test_what_cannot_be_fitted_is_told(tiny_config, without_report, monkeypatch)
     object.__setattr__(
         run, "source", run.source.__class__(**{**vars(run.source), "train": run.source.train.subset(missing)})
     )
+    model = run.load_best()
+    with torch.no_grad():
+        model.norm.bias.fill_(float("nan"))
+    assert refit(run, model) == "its features are not finite"
     name = run.source.class_names[1]
     assert refit(run, run.load_best()) == f"of {name} no training image could be read"
 

@@ -61,6 +61,8 @@ def refit(run: Run, model: nn.Module) -> str | None:
     if not isinstance(head, nn.Linear) or head.in_features != found.embeddings.shape[1]:
         return f"{run.model_name} has no single linear layer for one"
     num_classes = len(run.source.class_names)
+    if not np.isfinite(found.embeddings).all():
+        return "its features are not finite"
     counts = np.bincount(found.labels, minlength=num_classes)
     if counts.min() == 0:
         return f"of {run.source.class_names[int(counts.argmin())]} no training image could be read"
