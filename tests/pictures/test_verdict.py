@@ -108,10 +108,10 @@ def test_a_linear_classifier_that_is_better_is_told():
 
 def test_the_kept_weights_are_told_with_the_others():
     summary = summary_of()
-    summary.metrics[0].update(val_top1=40.0, ema_top1=50.0, val_balanced=60.0, ema_balanced=30.0, val_images=4)
+    summary.metrics[0].update(val_top1=50.0, ema_top1=40.0, val_balanced=60.0, ema_balanced=30.0, val_images=4)
     assert choice(summary) == (
         "Kept: the last weights of step 10, as they have the highest top-1 of all evaluations. "
-        "There the averaged weights had 50.00 % and the last weights had 40.00 %, on 4 images."
+        "There the averaged weights had 40.00 % and the last weights had 50.00 %, on 4 images."
     )
     assert "highest balanced accuracy of all evaluations. There the averaged weights had 30.00 %" in choice(
         replace(summary, best_by="balanced")
@@ -123,10 +123,12 @@ def test_weights_that_are_kept_though_others_had_more_are_told_so():
     summary = summary_of()
     summary.metrics[1].update(val_top1=60.0)
     assert choice(summary) == "Kept: the last weights of step 10, as no others are clearly better."
-    anew = replace(summary, best=summary.best._replace(top1=70.0, refitted=True))
-    assert choice(anew).startswith(
-        "Kept: the last weights of step 10, with the head fitted anew, as they have the highest"
-    )
+
+
+def test_a_head_that_was_fitted_anew_is_told_with_what_it_has():
+    summary = summary_of()
+    anew = replace(summary, best=summary.best._replace(top1=75.0, refitted=True))
+    assert choice(anew).endswith("all evaluations. With a head fitted anew they have 75.00 %, on 4 images.")
 
 
 def test_a_stopped_run_says_so_first():

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from t2t_vit import Predictor
+from t2t_vit.errors import UserError
 from t2t_vit.training import head as head_module
 from t2t_vit.training.checkpointer import read_training_state
-from t2t_vit.training.head import discriminant, refit
+from t2t_vit.training.head import discriminant, fair_share, is_clearly_worse, refit, refit_best
 from t2t_vit.training.loop import fit
 from t2t_vit.training.setup import setup
 from t2t_vit.training.train import run_training
@@ -73,7 +74,7 @@ def test_the_kept_weights_are_those_of_the_run_with_another_head(tiny_config, tm
     assert (theirs["chosen"]["refitted"], ours["chosen"]["refitted"]) == (False, True)
     assert read_training_state(anew / "last.pt")["progress"]["best"] == list(ours["chosen"].values())
     assert (anew / "metrics.jsonl").read_text().count("\n") == (plain / "metrics.jsonl").read_text().count("\n")
-    assert "with the head fitted anew" in (anew / "report.html").read_text()
+    assert "with a head fitted anew" in (anew / "report.html").read_text()
 
 
 def test_what_is_told_of_the_kept_weights_is_what_they_have(tiny_config, without_report):
@@ -87,59 +88,128 @@ def test_what_is_told_of_the_kept_weights_is_what_they_have(tiny_config, without
     assert result.best_top1 == pytest.approx(100 * np.mean(np.array(found) == wanted))
 
 
+def same(one, other):
+    return all(value.equal(other[name]) for name, value in one.items())
+
+
+def killed_here(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
 def test_a_run_that_ends_before_or_within_it_is_completed(tiny_config, without_report, monkeypatch, capsys):
     wanted = state_of(run_training(tiny_config(refit_head=True)).output)["state_dict"]
     capsys.readouterr()
     again = run_training(tiny_config(refit_head=True, resume=True)).output  # nothing is left to do
-    assert "fitted anew to" not in capsys.readouterr().out
-    assert all(value.equal(wanted[name]) for name, value in state_of(again)["state_dict"].items())
+    assert "head fitted anew to" not in capsys.readouterr().out
+    assert same(state_of(again)["state_dict"], wanted)
 
-    config = tiny_config(refit_head=True, output=str(again.with_name("killed")))
-    run = setup(config)
-    fit(run)  # killed before the head
-    monkeypatch.setattr(type(run), "save", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        head_module.refit_best(run)  # killed after best.pt
-    monkeypatch.undo()
-    killed = run_training(tiny_config(refit_head=True, output=config.output, resume=True)).output
-    assert all(value.equal(wanted[name]) for name, value in state_of(killed)["state_dict"].items())
-    assert state_of(killed)["chosen"]["refitted"]
+    for killed_after_best in (False, True):
+        config = tiny_config(refit_head=True, output=str(again.with_name(f"killed-{killed_after_best}")))
+        run = setup(config)
+        fit(run)
+        if killed_after_best:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(run), "save", killed_here)
+                with pytest.raises(KeyboardInterrupt):
+                    refit_best(run)
+        killed = run_training(tiny_config(refit_head=True, output=config.output, resume=True)).output
+        assert same(state_of(killed)["state_dict"], wanted)
+        assert state_of(killed)["chosen"]["refitted"]
 
 
-def test_a_head_that_is_clearly_worse_is_not_kept(tiny_config, without_report, monkeypatch, capsys):
-    plain = setup(tiny_config(refit_head=True))
-    fit(plain)
-    best = plain.progress.best
-    plain.progress.best = best._replace(top1=100.0, num_images=1000)
-    monkeypatch.setattr(head_module, "discriminant", lambda *args, **kwargs: (torch.zeros(2, 32), torch.zeros(2)))
-    before = state_of(plain.directory.path)
-    head_module.refit_best(plain)
-    assert "the head is not fitted anew, as that is worse: 100.00 % before" in capsys.readouterr().out
-    after = state_of(plain.directory.path)
-    assert all(value.equal(before["state_dict"][name]) for name, value in after["state_dict"].items())
-    assert not plain.progress.best.refitted
+def test_a_finished_run_gets_it_when_it_is_asked_for(tiny_config, without_report):
+    wanted = state_of(run_training(tiny_config(refit_head=True)).output)["state_dict"]
+    output = run_training(tiny_config(output=str(tiny_config().output) + "-2")).output
+    assert not same(state_of(output)["state_dict"], wanted)
+    run_training(tiny_config(output=str(output), refit_head=True, resume=True))
+    assert same(state_of(output)["state_dict"], wanted)
+
+
+def test_a_run_that_patience_ended_keeps_its_best_weights_and_gets_it(tiny_config, without_report):
+    result = run_training(tiny_config(epochs=9, lr=1e-9, min_lr=0.0, patience=2, refit_head=True))
+    chosen = state_of(result.output)["chosen"]
+    assert (chosen["step"], chosen["refitted"]) == (3, True)
+    assert result.metrics[-1]["step"] == 9
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "is_worse"),
+    [(0, 0, False), (9, 0, False), (10, 0, True), (60, 40, False), (80, 40, True), (0, 9, False)],
+)
+def test_a_head_is_worse_where_it_is_no_chance(lost, won, is_worse):
+    before = np.array([True] * lost + [False] * won + [True] * 20)
+    after = np.array([False] * lost + [True] * won + [True] * 20)
+    assert is_clearly_worse(before, after) == is_worse
+
+
+def test_a_worse_head_is_not_kept(tiny_config, without_report, monkeypatch, capsys):
+    run = setup(tiny_config(refit_head=True))
+    fit(run)
+    monkeypatch.setattr(head_module, "is_clearly_worse", lambda before, after: True)
+    before = state_of(run.directory.path)["state_dict"]
+    refit_best(run)
+    assert "the trained head is kept" in capsys.readouterr().out
+    assert same(state_of(run.directory.path)["state_dict"], before)
+    assert not run.progress.best.refitted
+
+
+def test_what_goes_wrong_is_told_and_the_run_stays_whole(tiny_config, without_report, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise np.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(head_module, "discriminant", fail)
+    result = run_training(tiny_config(refit_head=True))
+    assert "warning: the head is not fitted anew: no convergence" in capsys.readouterr().out
+    assert not state_of(result.output)["chosen"]["refitted"]
 
 
 def test_what_cannot_be_fitted_is_told(tiny_config, without_report, monkeypatch):
     run = setup(tiny_config(refit_head=True))
-    fit(run)
-    labels = run.source.train.labels
-    missing = [row for row, label in enumerate(labels) if label != 1]
-    object.__setattr__(
-        run, "source", run.source.__class__(**{**vars(run.source), "train": run.source.train.subset(missing)})
-    )
-    model = run.load_best()
+    model = run.model
+    head = model.head
+    model.head = torch.nn.Linear(32, 2, bias=False)
+    with pytest.raises(UserError, match="has no single linear layer with a bias"):
+        refit(run, model)
+    model.head = head
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward_head", doubled(type(model).forward_head))
+        with pytest.raises(UserError, match="does more than its last linear layer"):
+            refit(run, model)
     with torch.no_grad():
         model.norm.bias.fill_(float("nan"))
-    assert refit(run, model) == "its features are not finite"
-    name = run.source.class_names[1]
-    assert refit(run, run.load_best()) == f"of {name} no training image could be read"
+    with pytest.raises(UserError, match="not finite"):
+        refit(run, model)
 
 
-def test_several_images_are_enough(tiny_config, without_report, monkeypatch):
-    monkeypatch.setattr(head_module, "MAX_IMAGES", 12)
+def doubled(forward_head):
+    """A head that does more than its linear layer."""
+    return lambda self, x, pre_logits=False: forward_head(self, x, pre_logits) * (1 if pre_logits else 2)
+
+
+def test_an_unreadable_class_is_told(tiny_config, without_report, monkeypatch):
     run = setup(tiny_config(refit_head=True))
-    model = run.model
-    before = model.head.weight.detach().clone()
-    assert refit(run, model) is None
-    assert not model.head.weight.equal(before)
+    read = head_module.predict_all
+
+    def without_one(*args, **kwargs):
+        found = read(*args, **kwargs)
+        kept = found.labels != 1
+        return head_module.Predictions(*(column[kept] for column in vars(found).values()))
+
+    monkeypatch.setattr(head_module, "predict_all", without_one)
+    with pytest.raises(UserError, match=f"of {run.source.class_names[1]} no training image could be read"):
+        refit(run, run.model)
+
+
+def test_of_many_images_every_class_has_its_share(monkeypatch):
+    monkeypatch.setattr(head_module, "FITTED_IMAGES", 100)
+    labels = [0] * 900 + [1] * 90 + [2]
+    rows = fair_share(labels)
+    assert (len(rows), rows) == (100, sorted(set(rows)))
+    assert np.bincount(np.array(labels)[rows]).tolist() == pytest.approx([90, 9, 1], abs=1)
+    assert fair_share(labels[:50]) == list(range(50))
+
+
+@pytest.mark.parametrize("model", ["resnet10t", "t2t_vit_7_no_t2t"])
+def test_networks_of_any_kind_have_it(model, tiny_config, without_report):
+    chosen = state_of(run_training(tiny_config(model=model, img_size=64, refit_head=True)).output)["chosen"]
+    assert chosen["refitted"]

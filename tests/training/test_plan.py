@@ -20,8 +20,16 @@ FAST = Speed(step_s=0.1, image_s=0.001)
 
 
 def plan_of(*, speed=FAST, num_val=1000, steps_per_epoch=10, on_cpu=True, probe_s=0.0, **settings):
-    config = configure(TrainConfig, data="folder", model="t2t_vit_7", **settings)
-    return make_plan(config, speed, num_val=num_val, steps_per_epoch=steps_per_epoch, on_cpu=on_cpu, probe_s=probe_s)
+    config = configure(TrainConfig, data="folder", model="t2t_vit_7", **{"refit_head": False, **settings})
+    return make_plan(
+        config,
+        speed,
+        num_val=num_val,
+        steps_per_epoch=steps_per_epoch,
+        on_cpu=on_cpu,
+        probe_s=probe_s,
+        num_train=10_000,
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,8 +109,13 @@ def test_evaluations_may_be_asked_for():
     assert plan_of(epochs=5, eval_every=7).eval_every == 7
 
 
+def test_time_has_room_for_a_head_that_is_fitted_anew():
+    """5,000 of the training images, and three times the validation images."""
+    assert plan_of(refit_head=True).final_s - plan_of().final_s == pytest.approx(8000 * FAST.image_s)
+
+
 def test_the_expectation_is_told():
-    plan = Plan(num_steps=600, eval_every=150, eval_images=500)
+    plan = Plan(num_steps=600, eval_every=150, eval_images=500, final_s=8.0)
     assert expectation(plan, FAST, networks=2, num_val=2000) == (
         "expected: 1:12 for 600 steps of 0.1 s, 500 of 2,000 validation images every 150 steps"
     )

@@ -83,7 +83,7 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 def _draw(results: dict[str, TrainResult], best: str, predictor: Predictor, config: CompareConfig, path: Path) -> None:
     """Draws the learning curves of all models, and the predictions of the best one for validation images."""
-    # Of the better ones of raw and averaged weights, as `best_top1` is.
+    # Of the better ones of raw and averaged weights; a head that is fitted anew comes after the last step.
     curves = {
         name: {row["step"]: max(row["val_top1"], row.get("ema_top1", 0.0)) for row in result.metrics}
         for name, result in results.items()

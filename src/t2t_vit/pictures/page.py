@@ -85,7 +85,7 @@ def _tiles(summary: RunSummary, predictions: Sequence[Answer]) -> list[tuple[str
         accuracies.insert(0, ("top-1 on test", f"{summary.test.top1:.2f} %", note))
     return [
         *accuracies,
-        ("best step", f"{summary.best.step:,}", f"of {last['step']:,}: the {summary.best.weights}"),
+        ("best step", f"{summary.best.step:,}", f"of {last['step']:,}: {summary.best}"),
         ("time", format_duration(last["elapsed_s"]), _time_in_words(summary)),
         ("images a second", f"{last['images_per_second']:,.0f}", shares_in_words(last)),
     ]

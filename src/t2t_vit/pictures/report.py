@@ -53,8 +53,7 @@ class Best(NamedTuple):
     refitted: bool = False
 
     def __str__(self) -> str:
-        head = ", with the head fitted anew" if self.refitted else ""
-        return f"the {self.weights} of step {self.step:,}{head}"
+        return f"the {self.weights}{', with a head fitted anew' if self.refitted else ''}"
 
     def score(self, best_by: str) -> float:
         """What the best are chosen by: "top1" or "balanced"."""

@@ -58,16 +58,19 @@ def headline(summary: RunSummary, predictions: Sequence[Answer]) -> str:
 def choice(summary: RunSummary) -> str:
     """Which weights were kept and why: those of which step, raw or averaged, and what the others had."""
     best, name = summary.best, {"top1": "top-1", "balanced": "balanced accuracy"}[summary.best_by]
-    columns = [f"{key}_{summary.best_by}" for key in ("ema", "val")]
+    columns = {"averaged": f"ema_{summary.best_by}", "last": f"val_{summary.best_by}"}
     row = next((row for row in summary.metrics if row["step"] == best.step), {})
-    own = max([best.score(summary.best_by), *(row[column] for column in columns if column in row)])
-    is_highest = all(own >= other.get(column, 0) for other in summary.metrics for column in columns)
+    own = row.get(columns[best.weights.split()[0]], best.score(summary.best_by))
+    is_highest = all(own >= other.get(column, 0) for other in summary.metrics for column in columns.values())
     why = f"they have the highest {name} of all evaluations" if is_highest else "no others are clearly better"
-    sentence = f"Kept: {best}, as {why}."
+    sentence = f"Kept: the {best.weights} of step {best.step:,}, as {why}."
     if "ema_top1" in row:
-        kinds = (("averaged", "ema"), ("last", "val"))
-        both = [f"the {kind} weights had {row[f'{key}_{summary.best_by}']:.2f} %" for kind, key in kinds]
+        both = [f"the {kind} weights had {row[column]:.2f} %" for kind, column in columns.items()]
         sentence += f" There {' and '.join(both)}, on {row['val_images']:,} images."
+    if best.refitted:
+        sentence += (
+            f" With a head fitted anew they have {best.score(summary.best_by):.2f} %, on {best.num_images:,} images."
+        )
     return sentence
 
 

@@ -184,7 +184,7 @@ class Checkpointer:
     def _file_evaluation(self, progress: Progress) -> None:
         """Writes best.pt where the best weights are other ones than it holds, and keeps the last checkpoints."""
         best, epoch = progress.best, progress.metrics[-1]["epoch"]
-        if best is not None and best != self.best and not best.refitted:  # those were kept by themselves
+        if best is not None and best != self.best and not best.refitted:  # `keep_best` wrote those
             if best.step == progress.step:
                 state = self.learner.weights(averaged=best.weights == AVERAGED)
             else:  # the same weights as before, judged anew

@@ -1,78 +1,132 @@
 """The classifier of the best weights, fitted anew after training to the features of the training images."""
 
+import math
+import warnings
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from t2t_vit.inference.predictions import predict_all
+from t2t_vit.data.images import ImageSet
+from t2t_vit.errors import UserError
+from t2t_vit.inference.evaluate import measure_accuracy
+from t2t_vit.inference.predictions import Predictions, predict_all
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
-from t2t_vit.training.loop import CLEARLY, measure
+from t2t_vit.training.loop import CLEARLY
+from t2t_vit.training.plan import FITTED_IMAGES
 from t2t_vit.training.setup import Run
 
-MAX_IMAGES = 5000
-"""Images that a classifier is fitted to at most: features of more take long, and add little."""
+LARGEST_DIFFERENCE = 0.05
+"""Between a network's logits and those of its head alone, as a share of the largest: half precision rounds."""
 
 
 def refit_best(run: Run) -> None:
     """Fits the head of a finished run's best weights anew, and keeps it unless it is clearly worse in validation.
 
-    All processes call this together. A run that ends in the middle of it does it again when it is resumed.
+    All processes call this together. A run that ends in the middle of it does it again when it is resumed. The run is
+    safe by then: what goes wrong is told, and not raised.
     """
-    best, kind = run.progress.best, run.config.best_by
+    best = run.progress.best
     if not run.config.refit_head or not run.is_finished() or best is None or best.refitted:
         return
-    model = run.load_best()
-    if problem := refit(run, model):
-        run.display.say(f"warning: the head is not fitted anew: {problem}")
+    model, failure = None, None
+    try:
+        model = run.load_best()
+    except Exception as error:  # another machine may not see the file: all processes must know
+        failure = f"{type(error).__name__}: {error}"
+    if failures := [one for one in run.machine.gather(failure) if one is not None]:
+        run.display.say(f"warning: the head is not fitted anew: {failures[0]}")
         return
-    run.val_batches.choose(range(len(run.source.val)))
-    found = measure(run, model, "validating the head")
+    assert model is not None
+    try:
+        _refit_and_keep(run, model)
+    except Exception as error:
+        run.display.say(f"warning: the head is not fitted anew: {error}")
+
+
+def _refit_and_keep(run: Run, model: nn.Module) -> None:
+    best, kind, val = run.progress.best, run.config.best_by, run.source.val
+    assert best is not None
+    trained = _read(run, model, val)
+    refit(run, model)
+    fitted = _read(run, model, val)
+    if is_clearly_worse(trained.logits.argmax(1) == trained.labels, fitted.logits.argmax(1) == fitted.labels):
+        run.display.say("the trained head is kept: on the validation images the fitted one is worse")
+        return
+    run.val_batches.choose(range(len(val)))
+    found = measure_accuracy(_predictor(run, model), run.val_loader, run.display, label="validating the head")
     anew = best._replace(top1=found.top1, balanced=found.balanced, num_images=found.num_images, refitted=True)
-    was, now = best.score(kind), anew.score(kind)
-    change = f"{was:.2f} % before, {now:.2f} % after"
-    if was - now > CLEARLY * best.standard_error(kind):
-        run.display.say(f"the head is not fitted anew, as that is worse: {change}")
-        return
-    run.display.say(
-        f"head fitted anew to the features of the training images: {change}, on {found.num_images:,} images"
-    )
     run.checkpointer.keep_best(anew, model.state_dict())
     run.progress.best = anew
     run.save()
+    change = f"{best.score(kind):.2f} % before, {anew.score(kind):.2f} % after"
+    run.display.say(f"head fitted anew to the features of the training images: {change}, in validation")
 
 
-def refit(run: Run, model: nn.Module) -> str | None:
+def refit(run: Run, model: nn.Module) -> None:
     """Replaces the head of a network by a classifier of its features of the training images, not augmented.
 
     A head learns from augmented images, with smoothed labels, while its features move. Fitted when they stand still it
     is better (Kirichenko et al. 2022, arXiv 2204.02937, on last layers). It is a linear discriminant analysis, whose
-    covariance is shrunk as far as Ledoit and Wolf (2004) say, so that nothing has to be chosen.
+    covariances are shrunk as far as Ledoit and Wolf (2004) say, so that nothing has to be chosen.
 
-    Returns:
-        Why it cannot be done; None where it was.
+    Raises:
+        UserError: it cannot be done.
     """
-    images = run.source.train
-    if len(images) > MAX_IMAGES:
-        images = images.subset(sorted(np.random.default_rng(0).permutation(len(images))[:MAX_IMAGES].tolist()))
-    predictor = Predictor(model, machine=run.machine, data_config=run.data_config, class_names=run.source.class_names)
-    loader = evaluation_loader(images, run.data_config, batch_size=64, machine=run.machine, workers=run.config.workers)
-    found = predict_all(predictor, loader, run.display, label="reading features")
-    head = model.get_classifier()  # type: ignore[operator]  # of timm's networks
-    if not isinstance(head, nn.Linear) or head.in_features != found.embeddings.shape[1]:
-        return f"{run.model_name} has no single linear layer for one"
-    num_classes = len(run.source.class_names)
-    if not np.isfinite(found.embeddings).all():
-        return "its features are not finite"
-    counts = np.bincount(found.labels, minlength=num_classes)
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise UserError(f"{run.model_name} has no single linear layer with a bias for one.")
+    images, names = run.source.train, run.source.class_names
+    found = _read(run, model, images.subset(fair_share(images.labels)))
+    counts = np.bincount(found.labels, minlength=len(names))
     if counts.min() == 0:
-        return f"of {run.source.class_names[int(counts.argmin())]} no training image could be read"
+        raise UserError(f"of {names[int(counts.argmin())]} no training image could be read.")
     if counts.max() == 1:
-        return "there is one training image of each class"
-    weight, bias = discriminant(found.embeddings, found.labels, balanced=run.config.balance)
+        raise UserError("there is one training image of each class.")
+    if not np.isfinite(found.embeddings).all():
+        raise UserError("its features are not finite.")
+    with torch.inference_mode(), run.machine.autocast():
+        logits = head(torch.from_numpy(found.embeddings).to(run.machine.device)).float().cpu().numpy()
+    if np.abs(logits - found.logits).max() > LARGEST_DIFFERENCE * np.abs(found.logits).max():
+        raise UserError(f"{run.model_name} does more than its last linear layer with the features.")
+    weight, bias = run.machine.ask_main_process(
+        lambda: discriminant(found.embeddings, found.labels, balanced=run.config.balance)
+    )
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    return None
+
+
+def _predictor(run: Run, model: nn.Module) -> Predictor:
+    return Predictor(model, machine=run.machine, data_config=run.data_config, class_names=run.source.class_names)
+
+
+def _read(run: Run, model: nn.Module, images: ImageSet) -> Predictions:
+    loader = evaluation_loader(images, run.data_config, batch_size=64, machine=run.machine, workers=run.config.workers)
+    return predict_all(_predictor(run, model), loader, run.display, label="reading features")
+
+
+def fair_share(labels: Sequence[int]) -> list[int]:
+    """The rows of `FITTED_IMAGES` images, or of all if they are fewer: of each class one, and as large a share."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    of_class = np.asarray(labels)[order]
+    counts = np.bincount(of_class)
+    place = np.empty(len(labels))
+    for label in np.flatnonzero(counts):
+        place[of_class == label] = np.arange(counts[label]) / counts[label]
+    chosen = order[np.argsort(place, kind="stable")[:FITTED_IMAGES]]
+    return sorted(chosen.tolist())
+
+
+def is_clearly_worse(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether of the same images so many fewer are right that it is no chance, as McNemar (1947) counts them.
+
+    Args:
+        before, after: which images are right, (N,), bool.
+    """
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    return lost - won > CLEARLY * math.sqrt(lost + won)
 
 
 def discriminant(features: np.ndarray, labels: np.ndarray, *, balanced: bool = False) -> tuple[Tensor, Tensor]:
@@ -84,14 +138,16 @@ def discriminant(features: np.ndarray, labels: np.ndarray, *, balanced: bool = F
         balanced: classes are equally likely, however many images they have.
 
     Returns:
-        Weight, (K, D), and bias, (K,), whose products with features are logits.
+        Weight, (K, D), and bias, (K,), float32, whose products with features are logits.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # here, because it takes a second to import
 
     num_classes = int(labels.max()) + 1
     priors = np.full(num_classes, 1 / num_classes) if balanced else None
     analysis = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
-    analysis.fit(features.astype(np.float64), labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Only one sample available")  # its class adds no covariance
+        analysis.fit(features.astype(np.float64), labels)
     weight, bias = torch.from_numpy(analysis.coef_), torch.from_numpy(analysis.intercept_)
     if num_classes == 2:  # one row, for the second class
         weight, bias = (torch.cat([-row / 2, row / 2]) for row in (weight, bias))

@@ -18,6 +18,8 @@ NUM_EVALUATIONS = 20
 """Evaluations that a learning curve wants."""
 FEWEST_EVALUATED = 500
 """Images of an evaluation below which it is better to evaluate less often."""
+FITTED_IMAGES = 5000
+"""Training images that a head is fitted to at most after training."""
 NUM_REHEARSED, REHEARSAL_S = 6, 3.0
 """Batches that the speed is measured on, and the time after which no further one is begun."""
 IMAGES_ON_CPU, WHOLE_BATCH_S = 16, 1.0
@@ -73,7 +75,14 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, speed: Speed, *, num_val: int, steps_per_epoch: int, on_cpu: bool, probe_s: float = 0.0
+    config: TrainConfig,
+    speed: Speed,
+    *,
+    num_val: int,
+    steps_per_epoch: int,
+    on_cpu: bool,
+    probe_s: float = 0.0,
+    num_train: int = 0,
 ) -> Plan:
     """The plan of a run that starts now.
 
@@ -87,8 +96,11 @@ def make_plan(
         wanted = max(FEWEST_STEPS, PASSES * steps_per_epoch)
         limit_s = CPU_LIMIT_S if on_cpu else None
     networks = 2 if config.model_ema else 1
-    # The last evaluation, that of the best weights, and the report.
-    final_s = (networks + 2) * num_val * speed.image_s + probe_s
+    # The last evaluation, that of the best weights, the report, and the head that is fitted anew.
+    num_final = (networks + 2) * num_val
+    if config.refit_head:
+        num_final += min(num_train, FITTED_IMAGES) + 3 * num_val
+    final_s = num_final * speed.image_s + probe_s
     steps, is_estimate = wanted, False
     if limit_s is not None:
         fitting = max(1, int((limit_s - final_s) / (1 + (config.eval_share or 0)) / speed.step_s))
@@ -171,8 +183,8 @@ def _measure(
 def expectation(plan: Plan, speed: Speed, *, networks: int, num_val: int, probe_s: float = 0.0) -> str:
     """The line before the first step: how long the run is going to take, and what for."""
     rounds = plan.num_steps // plan.eval_every
-    evaluated = rounds * networks * plan.eval_images + (networks + 2) * num_val
-    seconds = plan.num_steps * speed.step_s + evaluated * speed.image_s + rounds * probe_s
+    round_s = networks * plan.eval_images * speed.image_s + probe_s
+    seconds = plan.num_steps * speed.step_s + rounds * round_s + plan.final_s - probe_s
     part = f"{plan.eval_images:,} of {num_val:,} validation images" if plan.eval_images < num_val else "evaluation"
     return (
         f"expected: {format_duration(seconds)} for {plan.num_steps:,} steps of {speed.step_s:.2g} s, "

@@ -319,6 +319,7 @@ def _begin(run: Run, notes: list[str], *, goes_on: bool) -> None:
                 steps_per_epoch=run.steps_per_epoch,
                 on_cpu=run.machine.device.type == "cpu",
                 probe_s=probe_s,
+                num_train=len(run.source.train),
             )
         )
         names, sheet = run.source.class_names, run.directory.augmented

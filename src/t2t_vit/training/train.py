@@ -115,7 +115,7 @@ def _sum_up(run: Run, test: Accuracy | None) -> TrainResult:
         if run.config.best_by == "balanced":
             accuracy = f"balanced accuracy {best.balanced:.2f} %, {accuracy}"
         say(
-            f"best {accuracy} on {best.num_images:,} images: {best}; "
+            f"best {accuracy} on {best.num_images:,} images: {best}, of step {best.step}; "
             f"{format_duration(progress.elapsed_s)} in all; {run.directory.best}"
         )
     if test is not None:
