@@ -23,6 +23,7 @@ from t2t_vit.runtime.files import plain
 
 SPLIT = {"kind": "stratified", "val_fraction": 0.2, "seed": 42, "num_train": 80, "num_val": 20, "fingerprint": "0"}
 CALIBRATION = {"temperature": 0.5, "error_percent_before": 9.0, "error_percent_after": 1.5, "num_images": 20}
+COMPILES = pytest.mark.timeout(300)  # it takes 40 s of a core, and minutes beside other work
 CHOSEN = {"step": 5, "epoch": 1, "weights": "last weights", "top1": 87.5, "num_images": 20, "balanced": 87.0}
 
 
@@ -99,7 +100,7 @@ def largest_difference(one, other):
         (("openvino",), "OpenVINO"),
         (("safetensors",), None),
         (("pt2",), "torch.export"),
-        (("aotinductor",), "AOTInductor"),
+        pytest.param(("aotinductor",), "AOTInductor", marks=COMPILES),
     ],
 )
 def test_an_export_answers_as_the_checkpoint(words, kind, checkpoint, photos, export):
@@ -119,7 +120,7 @@ def test_any_size_is_taken_where_it_was_asked_for(format, export):
     assert network(torch.zeros(2, 3, 48, 64)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2", "aotinductor"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2", pytest.param("aotinductor", marks=COMPILES)])
 def test_another_size_is_refused(format, export):
     """What AOTInductor compiled would read beside the image."""
     network = Predictor(export(format), device="cpu", trust_code=format in ("pt2", "aotinductor")).network

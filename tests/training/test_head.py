@@ -6,12 +6,19 @@ import torch
 
 from t2t_vit import Predictor
 from t2t_vit.errors import UserError
+from t2t_vit.options import configure
 from t2t_vit.training import head as head_module
 from t2t_vit.training.checkpointer import read_training_state
+from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.head import discriminant, fair_share, is_clearly_worse, refit, refit_best
 from t2t_vit.training.loop import fit
 from t2t_vit.training.setup import setup
 from t2t_vit.training.train import run_training
+
+
+def test_folders_have_it_where_nobody_says(picture_folder):
+    assert configure(TrainConfig, data=str(picture_folder)).refit_head
+    assert not configure(TrainConfig, data=str(picture_folder), refit_head=False).refit_head
 
 
 def clouds(num_classes, *, num_images=200, seed=0):
@@ -145,12 +152,19 @@ def test_a_head_is_worse_where_it_is_no_chance(lost, won, is_worse):
 def test_a_worse_head_is_not_kept(tiny_config, without_report, monkeypatch, capsys):
     run = setup(tiny_config(refit_head=True))
     fit(run)
-    monkeypatch.setattr(head_module, "is_clearly_worse", lambda before, after: True)
-    before = state_of(run.directory.path)["state_dict"]
-    refit_best(run)
-    assert "the trained head is kept" in capsys.readouterr().out
-    assert same(state_of(run.directory.path)["state_dict"], before)
-    assert not run.progress.best.refitted
+    kept, labels = state_of(run.directory.path)["state_dict"], np.array(run.source.val.labels)
+    for answer in (0, 1):
+        bias = torch.nn.functional.one_hot(torch.tensor(answer), 2).float()
+        monkeypatch.setattr(head_module, "discriminant", lambda *args, bias=bias, **kwargs: (torch.zeros(2, 32), bias))
+        compared = []
+        monkeypatch.setattr(head_module, "is_clearly_worse", lambda *pair, to=compared: to.append(pair) or True)
+        refit_best(run)
+        ((before, after),) = compared
+        assert 100 * before.mean() == run.progress.best.top1
+        assert after.tolist() == (labels == answer).tolist()
+        assert "the trained head is kept" in capsys.readouterr().out
+        assert same(state_of(run.directory.path)["state_dict"], kept)
+        assert not run.progress.best.refitted
 
 
 def test_what_goes_wrong_is_told_and_the_run_stays_whole(tiny_config, without_report, monkeypatch, capsys):

@@ -110,8 +110,8 @@ def test_evaluations_may_be_asked_for():
 
 
 def test_time_has_room_for_a_head_that_is_fitted_anew():
-    """5,000 of the training images, and three times the validation images."""
-    assert plan_of(refit_head=True).final_s - plan_of().final_s == pytest.approx(8000 * FAST.image_s)
+    """5,000 of the training images, and twice the validation images."""
+    assert plan_of(refit_head=True).final_s - plan_of().final_s == pytest.approx(7000 * FAST.image_s)
 
 
 def test_the_expectation_is_told():

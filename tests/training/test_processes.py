@@ -166,6 +166,10 @@ def two(broken_folder, picture_folder, work):
         fit(run)
         return [value.double().sum().item() for name, value in run.model.named_buffers() if "running" in name]
 
+    def refitted(rank):
+        config = config_of(picture_folder, work / "refitted", **NO_DROPOUT, refit_head=True)
+        return run_training(config).best_top1
+
     def measured(rank):
         words = [str(picture_folder), "--checkpoint", str(work / "whole" / "best.pt"), "--device", "cpu", "-j", "0"]
         return main(["eval", *words])
@@ -181,6 +185,7 @@ def two(broken_folder, picture_folder, work):
         "full disk": full_disk,
         "eval": measured,
         "batch norm": batch_norm,
+        "refitted": refitted,
     }
     found, said = in_two_processes(work / "two", jobs | {name: mistake(words) for name, words in MISTAKES.items()})
     return {"found": found, "said": said}
@@ -230,6 +235,16 @@ def test_all_processes_have_the_batch_norm_statistics_that_are_saved(two, work):
     assert second == first
     saved = read_training_state(work / "batch-norm" / "last.pt")["state_dict"]
     assert first == [value.double().sum().item() for name, value in saved.items() if "running" in name]
+
+
+def test_the_fitted_head_is_that_of_one_process(two, picture_folder, work):
+    one = run_training(config_of(picture_folder, work / "refitted-by-one", **NO_DROPOUT, refit_head=True))
+    assert [found["refitted"] for found in two["found"]] == [one.best_top1] * 2
+    ours, theirs = (torch.load(work / run / "best.pt") for run in ("refitted", "refitted-by-one"))
+    assert ours["chosen"] == theirs["chosen"]
+    assert ours["chosen"]["refitted"]
+    for name in ("head.weight", "head.bias"):
+        torch.testing.assert_close(ours["state_dict"][name], theirs["state_dict"][name], rtol=1e-2, atol=1e-3)
 
 
 def test_a_signal_to_one_process_makes_all_save_and_leave_and_nothing_is_lost(two, work):

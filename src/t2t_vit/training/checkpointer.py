@@ -189,7 +189,7 @@ class Checkpointer:
                 state = self.learner.weights(averaged=best.weights == AVERAGED)
             else:  # the same weights as before, judged anew
                 state = read_weights(self.directory.best)
-            write_checkpoint(self.directory.best, {**self.about, "state_dict": state, "chosen": best._asdict()})
+            self._write_best(best, state)
         if self.config.checkpoint_hist > 1:
             link_checkpoint(self.directory.last, self.directory.of_epoch(epoch))
             self.directory.keep_newest_epochs(self.config.checkpoint_hist)
@@ -200,9 +200,11 @@ class Checkpointer:
         Raises:
             UserError: it cannot be written.
         """
-        contents = {**self.about, "state_dict": dict(weights), "chosen": best._asdict()}
-        self.machine.ask_main_process(lambda: write_checkpoint(self.directory.best, contents))
+        self.machine.ask_main_process(lambda: self._write_best(best, weights))
         self.best = best
+
+    def _write_best(self, best: Best, weights: Mapping[str, Any]) -> None:
+        write_checkpoint(self.directory.best, {**self.about, "state_dict": weights, "chosen": best._asdict()})
 
     def _failure(self, write: Callable[[], None]) -> UserError | None:
         """Lets the main process write. Returns, in every process, why that failed; None where it did not."""

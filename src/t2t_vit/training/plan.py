@@ -80,9 +80,9 @@ def make_plan(
     *,
     num_val: int,
     steps_per_epoch: int,
+    num_train: int,
     on_cpu: bool,
     probe_s: float = 0.0,
-    num_train: int = 0,
 ) -> Plan:
     """The plan of a run that starts now.
 
@@ -99,7 +99,7 @@ def make_plan(
     # The last evaluation, that of the best weights, the report, and the head that is fitted anew.
     num_final = (networks + 2) * num_val
     if config.refit_head:
-        num_final += min(num_train, FITTED_IMAGES) + 3 * num_val
+        num_final += min(num_train, FITTED_IMAGES) + 2 * num_val
     final_s = num_final * speed.image_s + probe_s
     steps, is_estimate = wanted, False
     if limit_s is not None:
