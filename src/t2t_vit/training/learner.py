@@ -22,6 +22,7 @@ from t2t_vit.runtime.machine import Machine
 from t2t_vit.runtime.stopwatch import Stopwatch
 from t2t_vit.training.build import build_mixup, build_optimizer, build_schedule, build_task
 from t2t_vit.training.config import TrainConfig
+from t2t_vit.training.muon import float32_iterations
 
 
 class StepResult(NamedTuple):
@@ -147,7 +148,8 @@ class Learner:
             return StepResult(loss_sum, sum(counts), updated=False)
         if self.config.clip_grad is not None:
             dispatch_clip_grad(parameters, self.config.clip_grad)
-        self.scaler.step(self.optimizer)
+        with contextlib.nullcontext() if self.machine.amp_dtype == torch.bfloat16 else float32_iterations():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.task.update_ema(step=step + 1)
         return StepResult(loss_sum, sum(counts), updated=True)
