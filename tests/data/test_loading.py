@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from itertools import chain
@@ -273,3 +275,38 @@ def test_processes_share_balanced_batches():
     shares = [list(EpochBatches(36, batch_size=12, labels=labels, rank=rank, world_size=3)) for rank in range(3)]
     for batch, *parts in zip(alone, *shares, strict=True):
         assert sorted(draw for part in parts for draw in part) == sorted(batch)
+
+
+FAILING = """
+import os, signal
+import numpy as np
+from t2t_vit.data.images import ImageSet, crop_pixels
+from t2t_vit.data.loading import DrawnImages, EpochBatches, make_loader
+from t2t_vit.data.transforms import train_transform
+
+def load(index, crop=None):
+    return crop_pixels([np.zeros((20, 20, 3), np.uint8)], crop)
+
+crop, transform = train_transform(
+    {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+)
+images = DrawnImages(ImageSet([str(index) for index in range(8)], [0] * 8, load), transform, crop=crop)
+batches = EpochBatches(8, batch_size=4)
+batches.set_steps(0, 2)
+loader = make_loader(images, batches, workers=2)
+for batch in loader:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)  # as a scheduler does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    print(len(next(iter(loader)).images), flush=True)
+    raise RuntimeError("the step failed")
+"""
+
+
+def test_a_script_that_fails_ends_with_its_workers():
+    """They outlive a scheduler's SIGTERM, and not the one with which Python ends them where an exception holds them."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], check=False, capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert (done.stdout, done.returncode) == ("4\n", 1)
+    assert "RuntimeError: the step failed" in done.stderr

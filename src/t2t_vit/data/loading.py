@@ -3,11 +3,16 @@
 Neither the number of workers, nor the number of processes, nor a restart in the middle of an epoch changes an image.
 """
 
+import atexit
+import functools
+import multiprocessing
 import os
 import random
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from multiprocessing.synchronize import Event
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -241,7 +246,7 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         collate_fn=collate,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_outlive_signals, _process_ends()) if workers else None,
         generator=torch.Generator(),  # its own, or each iteration would take a number from the training's
     )
 
@@ -253,8 +258,16 @@ def default_workers() -> int:
     return min(share, 8) if share > 1 else 0
 
 
-def _ignore_signals(worker: int) -> None:
+@functools.cache
+def _process_ends() -> Event:
+    """Is set when this process exits, before Python ends its workers with SIGTERM and waits for them."""
+    event = multiprocessing.Event()
+    atexit.register(event.set)
+    return event
+
+
+def _outlive_signals(process_ends: Event, worker: int) -> None:
     # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job; the main one
-    # saves first and then ends its workers.
+    # saves first and then ends its workers. Where an exception keeps it from that, its exit does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if process_ends.is_set() else None)
