@@ -293,20 +293,32 @@ crop, transform = train_transform(
 images = DrawnImages(ImageSet([str(index) for index in range(8)], [0] * 8, load), transform, crop=crop)
 batches = EpochBatches(8, batch_size=4)
 batches.set_steps(0, 2)
-loader = make_loader(images, batches, workers=2)
-for batch in loader:
+
+def work():
+    global loader
+    loader = make_loader(images, batches, workers=2)
+    count = sum(len(batch.images) for batch in loader)  # both workers live then
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)  # as a scheduler does
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    print(len(next(iter(loader)).images), flush=True)
+    print(count, sum(len(batch.images) for batch in loader), flush=True)
     raise RuntimeError("the step failed")
+"""
+ALONE = "work()"
+IN_A_PROCESS = """
+import multiprocessing, sys
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+process.join()
+sys.exit(process.exitcode)
 """
 
 
-def test_a_script_that_fails_ends_with_its_workers():
+@pytest.mark.parametrize("where", [ALONE, IN_A_PROCESS])
+def test_a_script_that_fails_ends_with_its_workers(where):
     """They outlive a scheduler's SIGTERM, and not the one with which Python ends them where an exception holds them."""
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING], check=False, capture_output=True, text=True, timeout=60, start_new_session=True
-    )
-    assert (done.stdout, done.returncode) == ("4\n", 1)
+    command = [sys.executable, "-c", FAILING + where]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert (done.stdout, done.returncode) == ("8 8\n", 1)
     assert "RuntimeError: the step failed" in done.stderr

@@ -3,8 +3,6 @@
 Neither the number of workers, nor the number of processes, nor a restart in the middle of an epoch changes an image.
 """
 
-import atexit
-import functools
 import multiprocessing
 import os
 import random
@@ -12,8 +10,8 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from multiprocessing.synchronize import Event
-from typing import NamedTuple, cast
+from multiprocessing.util import Finalize
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -239,16 +237,20 @@ def make_loader(
         pin_memory: whether the batches go to a GPU.
     """
     workers = default_workers() if workers is None else workers
-    return DataLoader(
+    process_ends = multiprocessing.RawValue("b", 0)  # without a lock, which a signal's handler might wait for
+    loader = DataLoader(
         cast("Dataset[Batch]", dataset),  # torch types a loader by what its samples are, before they are collated
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         collate_fn=collate,
-        worker_init_fn=partial(_outlive_signals, _process_ends()) if workers else None,
+        worker_init_fn=partial(_outlive_signals, process_ends),
         generator=torch.Generator(),  # its own, or each iteration would take a number from the training's
     )
+    # Comes before Python ends the workers with SIGTERM and waits for them.
+    Finalize(loader, setattr, args=(process_ends, "value", 1), exitpriority=10)
+    return loader
 
 
 def default_workers() -> int:
@@ -258,16 +260,8 @@ def default_workers() -> int:
     return min(share, 8) if share > 1 else 0
 
 
-@functools.cache
-def _process_ends() -> Event:
-    """Is set when this process exits, before Python ends its workers with SIGTERM and waits for them."""
-    event = multiprocessing.Event()
-    atexit.register(event.set)
-    return event
-
-
-def _outlive_signals(process_ends: Event, worker: int) -> None:
+def _outlive_signals(process_ends: Any, worker: int) -> None:
     # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job; the main one
     # saves first and then ends its workers. Where an exception keeps it from that, its exit does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if process_ends.is_set() else None)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if process_ends.value else None)
