@@ -43,8 +43,9 @@ from t2t_vit.options import build
 from t2t_vit.pictures.label_curves import draw_label_curves
 from t2t_vit.pictures.style import styled
 from t2t_vit.runtime.console import Display
+from t2t_vit.training.build import goes_back
 from t2t_vit.training.config import BUDGETS, TrainConfig
-from t2t_vit.training.head import refit, refit_best
+from t2t_vit.training.head import part_of_the_way_back, refit, refit_best
 from t2t_vit.training.loop import fit
 from t2t_vit.training.setup import Run, setup
 
@@ -202,6 +203,8 @@ def run_job(job: Job, folder: Path, display: Display) -> Row | int:
     if run.config.model_ema:
         model, names = run.learner.averaged_model(), run.source.class_names
         if run.config.refit_head:
+            if goes_back(run.config, model):
+                model = part_of_the_way_back(run, model)
             refit(run, model)
         predictor = Predictor(model, machine=run.machine, data_config=run.data_config, class_names=names)
         average = measure(run, predictor).top1

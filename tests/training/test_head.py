@@ -1,7 +1,11 @@
 """The head that is fitted anew after training."""
 
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
+import timm
 import torch
 
 from t2t_vit import Predictor
@@ -221,6 +225,62 @@ def test_of_many_images_every_class_has_its_share(monkeypatch):
     assert (len(rows), rows) == (100, sorted(set(rows)))
     assert np.bincount(np.array(labels)[rows]).tolist() == pytest.approx([90, 9, 1], abs=1)
     assert fair_share(labels[:50]) == list(range(50))
+
+
+@pytest.fixture
+def started(tiny_config, tmp_path):
+    """Settings of a run from weights that another run has left, and these weights."""
+    first = run_training(tiny_config(output=str(tmp_path / "first"))).output
+    settings = {"checkpoint": str(first), "lr": 1e-3, "refit_head": True, "start_share": 0.0}
+    return partial(tiny_config, **settings), state_of(first)["state_dict"]
+
+
+def test_weights_go_a_part_of_the_way_back_and_the_head_is_fitted_to_that(started, tmp_path, capsys, without_report):
+    config, start = started
+    end = state_of(run_training(config(output=str(tmp_path / "end"))).output)["state_dict"]
+    output = run_training(config(start_share=0.25)).output
+    assert "training images, 25% of the way back to the start: " in capsys.readouterr().out
+    for name, found in state_of(output)["state_dict"].items():
+        if not name.startswith("head."):
+            torch.testing.assert_close(found, 0.75 * end[name] + 0.25 * start[name])
+    run = setup(config(resume=True))
+    model = run.load_best()
+    before = model.head.weight.clone()
+    refit(run, model)
+    torch.testing.assert_close(before, model.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "the run starts from nothing"),
+        ({"model": "resnet10t", "img_size": 64, "pretrained": True}, "resnet10t has batch norms"),
+    ],
+)
+def test_where_there_is_no_way_back_a_share_of_it_is_refused(changes, why, tiny_config, monkeypatch):
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *args, **kwargs: None)
+    with pytest.raises(UserError, match=f"--start-share has no effect: {why}. Leave it out."):
+        setup(tiny_config(**changes, refit_head=True, start_share=0.5))
+
+
+def test_where_the_way_back_is_worse_only_the_head_changes(started, tmp_path, monkeypatch, capsys, without_report):
+    config, _ = started
+    end = state_of(run_training(config(output=str(tmp_path / "end"))).output)["state_dict"]
+    answers = iter([True, False])
+    monkeypatch.setattr(head_module, "is_clearly_worse", lambda *pair: next(answers))
+    output = run_training(config(start_share=0.25)).output
+    assert same(state_of(output)["state_dict"], end)
+    assert "way back" not in capsys.readouterr().out
+
+
+def test_a_start_that_is_gone_is_told_and_the_head_fitted(started, tmp_path, capsys, without_report):
+    config, _ = started
+    run = setup(config(start_share=0.25))
+    fit(run)
+    shutil.rmtree(tmp_path / "first")
+    refit_best(run)
+    assert "warning: the weights do not go back to those of the start: " in capsys.readouterr().out
+    assert run.progress.best.refitted
 
 
 @pytest.mark.parametrize("model", ["resnet10t", "t2t_vit_7_no_t2t"])

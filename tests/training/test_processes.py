@@ -170,6 +170,14 @@ def two(broken_folder, picture_folder, work):
         config = config_of(picture_folder, work / "refitted", **NO_DROPOUT, refit_head=True)
         return run_training(config).best_top1
 
+    def gone_back(rank):
+        """From weights without a head: each process makes another one when it reads them again."""
+        weights = torch.load(work / "whole" / "best.pt")["state_dict"]
+        start = work / f"headless-{rank}.pt"
+        torch.save({name: tensor for name, tensor in weights.items() if not name.startswith("head.")}, start)
+        settings = {"checkpoint": str(start), "refit_head": True, "start_share": 0.5}
+        return run_training(config_of(picture_folder, work / "gone-back", **settings)).best_top1
+
     def measured(rank):
         words = [str(picture_folder), "--checkpoint", str(work / "whole" / "best.pt"), "--device", "cpu", "-j", "0"]
         return main(["eval", *words])
@@ -186,6 +194,7 @@ def two(broken_folder, picture_folder, work):
         "eval": measured,
         "batch norm": batch_norm,
         "refitted": refitted,
+        "gone back": gone_back,
     }
     found, said = in_two_processes(work / "two", jobs | {name: mistake(words) for name, words in MISTAKES.items()})
     return {"found": found, "said": said}
@@ -245,6 +254,12 @@ def test_the_fitted_head_is_that_of_one_process(two, picture_folder, work):
     assert ours["chosen"]["refitted"]
     for name in ("head.weight", "head.bias"):
         torch.testing.assert_close(ours["state_dict"][name], theirs["state_dict"][name], rtol=1e-2, atol=1e-3)
+
+
+def test_the_head_is_fitted_in_all_processes_to_weights_that_went_back(two, work):
+    chosen = torch.load(work / "gone-back" / "best.pt")["chosen"]
+    assert [found["gone back"] for found in two["found"]] == [chosen["top1"]] * 2
+    assert (chosen["refitted"], chosen["start_share"]) == (True, 0.5)
 
 
 def test_a_signal_to_one_process_makes_all_save_and_leave_and_nothing_is_lost(two, work):

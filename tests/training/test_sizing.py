@@ -47,9 +47,32 @@ def test_small_images_get_a_small_network_and_what_was_given_stays():
         assert " pixels, as the images are about 28 x 28" in reasons[0]
 
 
-def test_a_batch_is_shared_by_the_processes():
-    config, _ = choose(small(), source_of(images_of(28, count=41)), on_cpu=True, processes=2)
-    assert config.batch_size == 40
+@pytest.mark.parametrize(("num_images", "processes", "batch_size"), [(41, 1, 40), (41, 2, 40), (43, 2, 40), (3, 1, 2)])
+def test_few_images_are_mixed_in_pairs_where_weights_are_started_from(num_images, processes, batch_size):
+    config, reasons = choose(small(), source_of(images_of(28, count=num_images)), on_cpu=True, processes=processes)
+    assert (config.batch_size, config.cutmix) == (batch_size, 1.0)
+    assert "CutMix" in str(reasons)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "processes", "given", "batch_size"),
+    [
+        (40, 1, {"batch_size": 7}, 7),
+        (1, 1, {}, 1),
+        (3, 2, {}, 2),
+        (40, 4, {"batch_size": 12}, 12),
+        (41, 1, {"model": "t2t_vit_7_local"}, 41),
+        (40, 1, {"cutmix": 0.0}, 40),
+        (40, 1, {"start_share": 0.0}, 40),
+        (40, 1, {"refit_head": False}, 40),
+        (40, 1, {"freeze_backbone": True}, 40),
+    ],
+)
+def test_images_without_pairs_or_a_head_for_whole_ones_are_not_mixed(num_images, processes, given, batch_size):
+    source = source_of(images_of(28, count=num_images))
+    config, reasons = choose(small(**given), source, on_cpu=True, processes=processes)
+    assert (config.batch_size, config.cutmix) == (batch_size, 0.0)
+    assert "CutMix" not in str(reasons)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class Best(NamedTuple):
         num_images: on how many validation images.
         balanced: the mean accuracy of the classes in percent.
         refitted: whether their head was fitted anew after training.
+        start_share: how far they went back then to the weights that the run started from.
     """
 
     step: int
@@ -51,9 +52,16 @@ class Best(NamedTuple):
     num_images: int
     balanced: float = math.nan
     refitted: bool = False
+    start_share: float = 0.0
 
     def __str__(self) -> str:
-        return f"the {self.weights}{', with a head fitted anew' if self.refitted else ''}"
+        return f"the {self.weights}{self.afterwards and f', {self.afterwards}'}"
+
+    @property
+    def afterwards(self) -> str:
+        """What was done to the weights after training, empty if nothing was."""
+        back = f"{self.start_share:.0%} of the way back to the start, " if self.start_share else ""
+        return f"{back}with a head fitted anew" if self.refitted else ""
 
     def score(self, best_by: str) -> float:
         """What the best are chosen by: "top1" or "balanced"."""

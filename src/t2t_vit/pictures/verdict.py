@@ -67,10 +67,9 @@ def choice(summary: RunSummary) -> str:
     if "ema_top1" in row:
         both = [f"the {kind} weights had {row[column]:.2f} %" for kind, column in columns.items()]
         sentence += f" There {' and '.join(both)}, on {row['val_images']:,} images."
-    if best.refitted:
-        sentence += (
-            f" With a head fitted anew they have {best.score(summary.best_by):.2f} %, on {best.num_images:,} images."
-        )
+    if best.afterwards:
+        found = f"{best.score(summary.best_by):.2f} %, on {best.num_images:,} images"
+        sentence += f" {best.afterwards.capitalize()} they have {found}."
     return sentence
 
 

@@ -141,14 +141,27 @@ def build_task(config: TrainConfig, model: Any, machine: Machine, class_names: S
     if config.compile:
         task.compile()
     if machine.world_size > 1:
-        # Of this package's networks the only buffers are frozen tables, equal everywhere. Others may have batch norms,
-        # whose statistics are those of the first process. The switch has another name since torch 2.15.
-        has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
+        # Of this package's networks the only buffers are frozen tables, equal everywhere. Statistics of batch
+        # norms are those of the first process. The switch has another name since torch 2.15.
         known = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         gpu = [machine.device] if machine.device.type == "cuda" else None
-        task.prepare_distributed(device_ids=gpu, **{sync: has_statistics})
+        task.prepare_distributed(device_ids=gpu, **{sync: has_statistics(model)})
     return task
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a network has batch norms, which gather statistics as it trains."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def goes_back(config: TrainConfig, model: nn.Module) -> bool:
+    """Whether a run's weights go a part of the way back to those that it started from, after training.
+
+    Statistics of batch norms belong to the weights that they were gathered with, so that networks which have them stay.
+    """
+    has_start = config.checkpoint is not None or config.pretrained
+    return has_start and config.start_share > 0 and not config.freeze_backbone and not has_statistics(model)
 
 
 def _build_teacher(config: TrainConfig, student: nn.Module, class_names: Sequence[str]) -> nn.Module:
@@ -232,6 +245,11 @@ def build_schedule(
         updates_per_epoch=1,
     )
     return schedule
+
+
+def can_be_paired(batch_size: int, num_images: int, processes: int) -> bool:
+    """Whether mixup and CutMix find pairs in each process's share of a batch, and whole batches have no image over."""
+    return batch_size % (2 * processes) == 0 and min(batch_size, num_images) >= 2 * processes
 
 
 def build_mixup(config: TrainConfig, *, num_classes: int) -> Mixup | None:

@@ -130,6 +130,14 @@ class TrainConfig(Settings):
     refit_head: bool = option(
         False, "after training, fit the head anew to the features of the training images, without augmentation"
     )
+    start_share: float = option(
+        0.0,
+        "how far the weights go back to those that the run started from, before the head is fitted anew: 0 not at all",
+        at_least=0,
+        below=1,
+        needs="refit_head",
+        unless="freeze_backbone",
+    )
     grad_accum_steps: int = option(1, "parts of a batch that go through the network one after another", at_least=1)
     weight_decay: float = option(0.05, "weight decay; biases, norms and the class token have none", at_least=0)
     clip_grad: float | None = option(None, "largest norm of the gradient", above=0)

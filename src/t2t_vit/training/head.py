@@ -1,8 +1,11 @@
-"""The classifier of the best weights, fitted anew after training to the features of the training images."""
+"""What is done to the best weights after training: they go a part of the way back to those that the run started from,
+and their head is fitted anew."""
 
+import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,12 +13,15 @@ from torch import Tensor, nn
 
 from t2t_vit.data.images import ImageSet
 from t2t_vit.errors import UserError
-from t2t_vit.inference.evaluate import measure_accuracy
 from t2t_vit.inference.predictions import Predictions, predict_all
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
+from t2t_vit.models.weights import head_parameters
+from t2t_vit.training.build import build_network, goes_back
 from t2t_vit.training.loop import CLEARLY
 from t2t_vit.training.plan import FITTED_IMAGES
 from t2t_vit.training.setup import Run
+
+T = TypeVar("T")
 
 LARGEST_DIFFERENCE = 0.05
 """Between a network's logits and those of its head alone, as a share of the largest: half precision rounds."""
@@ -30,38 +36,76 @@ def refit_best(run: Run) -> None:
     best = run.progress.best
     if not run.config.refit_head or not run.is_finished() or best is None or best.refitted:
         return
-    model, failure = None, None
-    try:
-        model = run.load_best()
-    except Exception as error:  # another machine may not see the file: all processes must know
-        failure = f"{type(error).__name__}: {error}"
-    if failures := [one for one in run.machine.gather(failure) if one is not None]:
-        run.display.say(f"warning: the head is not fitted anew: {failures[0]}")
+    model, failure = _in_all_processes(run, run.load_best)
+    if model is None:
+        run.display.say(f"warning: the head is not fitted anew: {failure}")
         return
-    assert model is not None
+    candidates = [(model, 0.0)]
+    if goes_back(run.config, model):
+        between, failure = _in_all_processes(run, lambda: part_of_the_way_back(run, model))
+        if between is None:
+            run.display.say(f"warning: the weights do not go back to those of the start: {failure}")
+        else:
+            candidates.insert(0, (between, run.config.start_share))
     try:
-        _refit_and_keep(run, model)
+        _refit_and_keep(run, model, candidates)
     except Exception as error:
         run.display.say(f"warning: the head is not fitted anew: {error}")
 
 
-def _refit_and_keep(run: Run, model: nn.Module) -> None:
+def _in_all_processes(run: Run, read: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What `read` returns, or None and why it fails in any process: another machine may not see the files."""
+    value, failure = None, None
+    try:
+        value = read()
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    failures = [one for one in run.machine.gather(failure) if one is not None]
+    return (None, failures[0]) if failures else (value, None)
+
+
+def part_of_the_way_back(run: Run, model: nn.Module) -> nn.Module:
+    """A network on the straight line from a run's weights to those that it started from (Wortsman et al. 2022).
+
+    https://arxiv.org/abs/2109.01903 has both ends' heads in between too. Here the head stays, to be fitted anew.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.config.seed)  # as at the start, for what the weights then did not have
+        start, *_ = build_network(run.config, run.model_name, class_names=run.source.class_names)
+    start.to(run.machine.device)
+    between = copy.deepcopy(model)
+    heads = head_parameters(between)
+    with torch.no_grad():
+        for own, first in zip(between.parameters(), start.parameters(), strict=True):
+            if own not in heads:
+                own.lerp_(first, run.config.start_share)
+    return between
+
+
+def _refit_and_keep(run: Run, model: nn.Module, candidates: Sequence[tuple[nn.Module, float]]) -> None:
+    """Keeps the first network that is not clearly worse with a head fitted anew; each has its share of the start."""
     best, kind, val = run.progress.best, run.config.best_by, run.source.val
     assert best is not None
     trained = _read(run, model, val)
-    refit(run, model)
-    answers = _logits_of_head(run, model, trained.embeddings)
-    if is_clearly_worse(trained.logits.argmax(1) == trained.labels, answers.argmax(1) == trained.labels):
-        run.display.say("the trained head is kept: on the validation images the fitted one is worse")
+    for candidate, share in candidates:
+        refit(run, candidate)
+        fitted = _read(run, candidate, val)
+        is_right = fitted.logits.argmax(1) == fitted.labels
+        if is_clearly_worse(trained.logits.argmax(1) == trained.labels, is_right):
+            continue
+        top1 = float(100 * is_right.mean())
+        balanced = float(100 * np.mean([is_right[fitted.labels == label].mean() for label in np.unique(fitted.labels)]))
+        anew = best._replace(top1=top1, balanced=balanced, num_images=len(is_right), refitted=True, start_share=share)
+        run.checkpointer.keep_best(anew, candidate.state_dict())
+        run.progress.best = anew
+        run.save()
+        back = f", {share:.0%} of the way back to the start" if share else ""
+        run.display.say(
+            f"head fitted anew to the features of the training images{back}: {best.score(kind):.2f} % before, "
+            f"{anew.score(kind):.2f} % after, in validation"
+        )
         return
-    run.val_batches.choose(range(len(val)))
-    found = measure_accuracy(_predictor(run, model), run.val_loader, run.display, label="validating the head")
-    anew = best._replace(top1=found.top1, balanced=found.balanced, num_images=found.num_images, refitted=True)
-    run.checkpointer.keep_best(anew, model.state_dict())
-    run.progress.best = anew
-    run.save()
-    change = f"{best.score(kind):.2f} % before, {anew.score(kind):.2f} % after"
-    run.display.say(f"head fitted anew to the features of the training images: {change}, in validation")
+    run.display.say("the trained head is kept: on the validation images the fitted one is worse")
 
 
 def refit(run: Run, model: nn.Module) -> None:

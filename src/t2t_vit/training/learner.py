@@ -20,7 +20,7 @@ from t2t_vit.errors import UserError
 from t2t_vit.runtime.hardware import synchronize
 from t2t_vit.runtime.machine import Machine
 from t2t_vit.runtime.stopwatch import Stopwatch
-from t2t_vit.training.build import build_mixup, build_optimizer, build_schedule, build_task
+from t2t_vit.training.build import build_mixup, build_optimizer, build_schedule, build_task, can_be_paired
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.muon import float32_iterations
 
@@ -84,7 +84,7 @@ class Learner:
         shares = [len(range(rank, min(batch_size, batches.num_images), processes)) for rank in range(processes)]
         if self.mixup is None:
             return sum(shares) / processes
-        if batch_size // processes % 2 or min(shares) < 2:
+        if not can_be_paired(batch_size, batches.num_images, processes):
             raise UserError(
                 f"Mixup and CutMix pair the images of a process, but --batch-size {batch_size}, of "
                 f"{batches.num_images} images, is shared among {processes}: give a multiple of {2 * processes}, "

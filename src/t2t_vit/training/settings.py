@@ -15,7 +15,7 @@ from t2t_vit.training.config import TrainConfig, run_directory
 
 HARMLESS = (
     "data_dir", "device", "output", "resume", "show", "workers", "cache", "checkpoint_every", "checkpoint_hist",
-    "log_to", "refit_head",
+    "log_to", "refit_head", "start_share",
 )  # fmt: skip
 """Settings that may change when a run is resumed."""
 INDIRECT = {

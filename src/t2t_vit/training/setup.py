@@ -20,14 +20,14 @@ from t2t_vit.data.sources import Source, absolute_path, open_configured
 from t2t_vit.data.statistics import measure_channels
 from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError, abbreviate
-from t2t_vit.models.names import resolve_name
+from t2t_vit.models.names import SHIPPED, resolve_name
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.pictures.report import Best
 from t2t_vit.runtime.console import Display
 from t2t_vit.runtime.files import plain
 from t2t_vit.runtime.hardware import describe_environment
 from t2t_vit.runtime.machine import Machine, find_machine
-from t2t_vit.training.build import build_network
+from t2t_vit.training.build import build_network, goes_back, has_statistics
 from t2t_vit.training.checkpointer import Checkpointer, model_section, read_channels, read_weights
 from t2t_vit.training.config import TrainConfig
 from t2t_vit.training.interruption import Interruption
@@ -204,10 +204,14 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
     # The name of the directory must not depend on what is chosen now; the data are found from anywhere.
     data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
     exclude = config.exclude and str(directory.excluded.resolve())
+    checkpoint = config.checkpoint  # read again after training
+    if checkpoint and checkpoint not in SHIPPED and Path(checkpoint).expanduser().exists():
+        checkpoint = str(Path(checkpoint).expanduser().resolve())
     config = replace(
         config,
         output=str(directory.path),
         data=absolute_path(config.data),
+        checkpoint=checkpoint,
         probe=config.probe and absolute_path(config.probe),
         data_dir=data_dir,
         exclude=exclude,
@@ -226,6 +230,9 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
     model, model_args, report = build_network(config, name, class_names=source.class_names, goes_on=goes_on)
     if report is not None:
         notes.append(str(report))
+    if "start_share" in config.given and config.start_share > 0 and not goes_back(config, model):
+        why = f"{name} has batch norms" if has_statistics(model) else "the run starts from nothing"
+        raise UserError(f"--start-share has no effect: {why}. Leave it out.")
     model.to(machine.device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
