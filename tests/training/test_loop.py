@@ -181,6 +181,21 @@ def test_a_model_may_be_spelt_in_another_way_when_the_run_goes_on(tiny_config):
         run_training(tiny_config(epochs=1, resume=True, model="t2t_vit_10"))
 
 
+def test_the_weights_of_the_start_may_be_named_from_anywhere(tiny_config, tmp_path, monkeypatch, without_report):
+    run_training(tiny_config(epochs=1, output=str(tmp_path / "first")))
+    monkeypatch.chdir(tmp_path)
+    run_training(tiny_config(epochs=1, checkpoint="first/best.pt"))
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["config"]["checkpoint"] == str(tmp_path / "first" / "best.pt")
+    run_training(tiny_config(epochs=1, checkpoint="first/best.pt", resume=True))
+    monkeypatch.chdir("/")
+    run_training(tiny_config(epochs=1, resume=True))
+    state["config"]["checkpoint"] = "first/best.pt"  # as older runs have it
+    torch.save(state, tmp_path / "run" / "last.pt")
+    monkeypatch.chdir(tmp_path)
+    run_training(tiny_config(epochs=1, checkpoint="first/best.pt", resume=True))
+
+
 def test_resuming_takes_the_recorded_settings_for_those_left_open(tiny_config, picture_folder):
     config = tiny_config(epochs=1, lr=3e-4)
     run_training(config)

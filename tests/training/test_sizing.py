@@ -66,6 +66,7 @@ def test_few_images_are_mixed_in_pairs_where_weights_are_started_from(num_images
         (40, 1, {"start_share": 0.0}, 40),
         (40, 1, {"refit_head": False}, 40),
         (40, 1, {"freeze_backbone": True}, 40),
+        (5002, 1, {}, 64),
     ],
 )
 def test_images_without_pairs_or_a_head_for_whole_ones_are_not_mixed(num_images, processes, given, batch_size):

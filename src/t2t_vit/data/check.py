@@ -246,7 +246,8 @@ def verify(source: Source, *, workers: int | None = None) -> list[str]:
     with display.steps("decoding", len(source.train) + len(source.val)) as steps:
         for images in (source.train, source.val):
             batches = EvaluationBatches(len(images), batch_size=32)
-            for batch in make_loader(DrawnImages(images, _to_nothing, seed=None), batches, workers=workers):
+            loader = make_loader(DrawnImages(images, _to_nothing, seed=None), batches, workers=workers)
+            for batch in loader:
                 unreadable += batch.unreadable
                 steps.advance(by=len(batch.images) + len(batch.unreadable))
     return unreadable

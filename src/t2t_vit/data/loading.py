@@ -237,7 +237,8 @@ def make_loader(
         pin_memory: whether the batches go to a GPU.
     """
     workers = default_workers() if workers is None else workers
-    process_ends = multiprocessing.RawValue("b", 0)  # without a lock, which a signal's handler might wait for
+    # Without a lock, which a signal's handler might wait for.
+    process_ends = multiprocessing.RawValue("b", 0) if workers else None
     loader = DataLoader(
         cast("Dataset[Batch]", dataset),  # torch types a loader by what its samples are, before they are collated
         batch_sampler=batches,
@@ -248,8 +249,8 @@ def make_loader(
         worker_init_fn=partial(_outlive_signals, process_ends),
         generator=torch.Generator(),  # its own, or each iteration would take a number from the training's
     )
-    # Comes before Python ends the workers with SIGTERM and waits for them.
-    Finalize(loader, setattr, args=(process_ends, "value", 1), exitpriority=10)
+    if workers:  # it comes before Python ends the workers with SIGTERM and waits for them
+        Finalize(loader, setattr, args=(process_ends, "value", 1), exitpriority=10)
     return loader
 
 

@@ -1,5 +1,6 @@
 """Refuses settings that only torch and timm can judge, and settings that would change a resumed run."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
 from t2t_vit.data.pixels import PixelFormat
 from t2t_vit.errors import UserError, abbreviate, closest
-from t2t_vit.models.names import released_url, resolve_name
+from t2t_vit.models.names import SHIPPED, released_url, resolve_name
 from t2t_vit.options import in_words
 from t2t_vit.runtime.files import plain
 from t2t_vit.training.config import TrainConfig, run_directory
@@ -68,6 +69,14 @@ def _policy_problems(policy: str | None) -> list[str]:
     return []
 
 
+def absolute_checkpoint(checkpoint: str | None) -> str | None:
+    """The same weights from any working directory; what is no path of a file stays."""
+    if checkpoint is None or checkpoint in SHIPPED:
+        return checkpoint
+    path = Path(checkpoint).expanduser().absolute()
+    return str(path) if path.exists() else checkpoint
+
+
 def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises `UserError` if a run would be resumed under conditions that change its result.
 
@@ -77,6 +86,7 @@ def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
     """
     then, wanted = state["config"], plain(now["config"])
     pairs = {key: (state[key], now[key]) for keys in INDIRECT.values() for key in keys}
+    then = {**then, "checkpoint": absolute_checkpoint(then.get("checkpoint"))}  # older runs have what was typed
     pairs |= {key: (then.get(key), wanted[key]) for key in wanted if key not in HARMLESS and key not in INDIRECT}
     changed = [_difference(key, old, new) for key, (old, new) in pairs.items() if old != new]
     if not changed:

@@ -20,7 +20,7 @@ from t2t_vit.data.sources import Source, absolute_path, open_configured
 from t2t_vit.data.statistics import measure_channels
 from t2t_vit.data.transforms import eval_transform, train_transform
 from t2t_vit.errors import UserError, abbreviate
-from t2t_vit.models.names import SHIPPED, resolve_name
+from t2t_vit.models.names import resolve_name
 from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.pictures.report import Best
 from t2t_vit.runtime.console import Display
@@ -38,7 +38,7 @@ from t2t_vit.training.probe import Probe, open_probe
 from t2t_vit.training.progress import Progress
 from t2t_vit.training.recipes import scaling_in_words
 from t2t_vit.training.run_directory import RunDirectory
-from t2t_vit.training.settings import refuse_unavailable
+from t2t_vit.training.settings import absolute_checkpoint, refuse_unavailable
 from t2t_vit.training.sizing import choose, choose_channels, enlarge_batch, too_few_tokens
 from t2t_vit.training.trackers import Trackers, import_packages, open_trackers
 
@@ -204,14 +204,11 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
     # The name of the directory must not depend on what is chosen now; the data are found from anywhere.
     data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
     exclude = config.exclude and str(directory.excluded.resolve())
-    checkpoint = config.checkpoint  # read again after training
-    if checkpoint and checkpoint not in SHIPPED and Path(checkpoint).expanduser().exists():
-        checkpoint = str(Path(checkpoint).expanduser().resolve())
     config = replace(
         config,
         output=str(directory.path),
         data=absolute_path(config.data),
-        checkpoint=checkpoint,
+        checkpoint=absolute_checkpoint(config.checkpoint),  # which is read again after training
         probe=config.probe and absolute_path(config.probe),
         data_dir=data_dir,
         exclude=exclude,
