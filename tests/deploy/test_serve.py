@@ -151,8 +151,12 @@ def test_killed_workers_are_replaced_and_no_answer_is_wrong(small_checkpoint, co
     try:
 
         def workers():
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            found = []
+            for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        found.append(int(pid))
+            return found
 
         deadline = time.monotonic() + 60
         while len(workers()) < 4 and time.monotonic() < deadline:

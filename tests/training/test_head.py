@@ -76,7 +76,7 @@ def state_of(run):
 def test_the_kept_weights_are_those_of_the_run_with_another_head(tiny_config, tmp_path, capsys):
     plain = run_training(tiny_config(output=str(tmp_path / "plain"))).output
     anew = run_training(tiny_config(output=str(tmp_path / "anew"), refit_head=True)).output
-    assert "head fitted anew to the features of the training images: " in capsys.readouterr().out
+    assert "the averaged weights, with a head fitted anew: " in capsys.readouterr().out
     theirs, ours = state_of(plain), state_of(anew)
     assert {name for name, value in ours["state_dict"].items() if not value.equal(theirs["state_dict"][name])} == {
         "head.weight",
@@ -111,7 +111,7 @@ def test_a_run_that_ends_before_or_within_it_is_completed(tiny_config, without_r
     wanted = state_of(run_training(tiny_config(refit_head=True)).output)["state_dict"]
     capsys.readouterr()
     again = run_training(tiny_config(refit_head=True, resume=True)).output  # nothing is left to do
-    assert "head fitted anew to" not in capsys.readouterr().out
+    assert "head fitted anew: " not in capsys.readouterr().out
     assert same(state_of(again)["state_dict"], wanted)
 
     for killed_after_best in (False, True):
@@ -239,7 +239,7 @@ def test_weights_go_a_part_of_the_way_back_and_the_head_is_fitted_to_that(starte
     config, start = started
     end = state_of(run_training(config(output=str(tmp_path / "end"))).output)["state_dict"]
     output = run_training(config(start_share=0.25)).output
-    assert "training images, 25% of the way back to the start: " in capsys.readouterr().out
+    assert "weights, 25 % of the way back to the start, with a head fitted anew: " in capsys.readouterr().out
     for name, found in state_of(output)["state_dict"].items():
         if not name.startswith("head."):
             torch.testing.assert_close(found, 0.75 * end[name] + 0.25 * start[name])

@@ -60,7 +60,7 @@ class Best(NamedTuple):
     @property
     def afterwards(self) -> str:
         """What was done to the weights after training, empty if nothing was."""
-        back = f"{self.start_share:.0%} of the way back to the start, " if self.start_share else ""
+        back = f"{100 * self.start_share:g} % of the way back to the start, " if self.start_share else ""
         return f"{back}with a head fitted anew" if self.refitted else ""
 
     def score(self, best_by: str) -> float:

@@ -15,7 +15,6 @@ from t2t_vit.data.images import ImageSet
 from t2t_vit.errors import UserError
 from t2t_vit.inference.predictions import Predictions, predict_all
 from t2t_vit.inference.predictor import Predictor, evaluation_loader
-from t2t_vit.models.weights import head_parameters
 from t2t_vit.training.build import build_network, goes_back
 from t2t_vit.training.loop import CLEARLY
 from t2t_vit.training.plan import FITTED_IMAGES
@@ -65,20 +64,18 @@ def _in_all_processes(run: Run, read: Callable[[], T]) -> tuple[T | None, str | 
 
 
 def part_of_the_way_back(run: Run, model: nn.Module) -> nn.Module:
-    """A network on the straight line from a run's weights to those that it started from (Wortsman et al. 2022).
+    """A network on the straight line from a run's weights to those that it started from.
 
-    https://arxiv.org/abs/2109.01903 has both ends' heads in between too. Here the head stays, to be fitted anew.
+    Wortsman et al. 2022, https://arxiv.org/abs/2109.01903.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.config.seed)  # as at the start, for what the weights then did not have
+        torch.manual_seed(run.config.seed)  # as at the start and in all processes, for what no weights were loaded into
         start, *_ = build_network(run.config, run.model_name, class_names=run.source.class_names)
     start.to(run.machine.device)
     between = copy.deepcopy(model)
-    heads = head_parameters(between)
     with torch.no_grad():
         for own, first in zip(between.parameters(), start.parameters(), strict=True):
-            if own not in heads:
-                own.lerp_(first, run.config.start_share)
+            own.lerp_(first, run.config.start_share)
     return between
 
 
@@ -99,11 +96,8 @@ def _refit_and_keep(run: Run, model: nn.Module, candidates: Sequence[tuple[nn.Mo
         run.checkpointer.keep_best(anew, candidate.state_dict())
         run.progress.best = anew
         run.save()
-        back = f", {share:.0%} of the way back to the start" if share else ""
-        run.display.say(
-            f"head fitted anew to the features of the training images{back}: {best.score(kind):.2f} % before, "
-            f"{anew.score(kind):.2f} % after, in validation"
-        )
+        change = f"{best.score(kind):.2f} % before, {anew.score(kind):.2f} % after"
+        run.display.say(f"{anew}: {change}, in validation")
         return
     run.display.say("the trained head is kept: on the validation images the fitted one is worse")
 
@@ -130,7 +124,8 @@ def refit(run: Run, model: nn.Module) -> None:
         raise UserError("there is one training image of each class.")
     if not np.isfinite(found.embeddings).all():
         raise UserError("its features are not finite.")
-    logits = _logits_of_head(run, model, found.embeddings)
+    with torch.inference_mode(), run.machine.autocast():
+        logits = head(torch.from_numpy(found.embeddings).to(run.machine.device)).float().cpu().numpy()
     if np.abs(logits - found.logits).max() > LARGEST_DIFFERENCE * np.abs(found.logits).max():
         raise UserError(f"{run.model_name} does more than its last linear layer with the features.")
     weight, bias = run.machine.ask_main_process(
@@ -141,19 +136,10 @@ def refit(run: Run, model: nn.Module) -> None:
         head.bias.copy_(bias)
 
 
-def _predictor(run: Run, model: nn.Module) -> Predictor:
-    return Predictor(model, machine=run.machine, data_config=run.data_config, class_names=run.source.class_names)
-
-
-def _logits_of_head(run: Run, model: nn.Module, embeddings: np.ndarray) -> np.ndarray:
-    with torch.inference_mode(), run.machine.autocast():
-        logits = model.get_classifier()(torch.from_numpy(embeddings).to(run.machine.device))  # type: ignore[operator]
-    return logits.float().cpu().numpy()
-
-
 def _read(run: Run, model: nn.Module, images: ImageSet) -> Predictions:
     loader = evaluation_loader(images, run.data_config, batch_size=64, machine=run.machine, workers=run.config.workers)
-    return predict_all(_predictor(run, model), loader, run.display, label="reading features")
+    predictor = Predictor(model, machine=run.machine, data_config=run.data_config, class_names=run.source.class_names)
+    return predict_all(predictor, loader, run.display, label="reading features")
 
 
 def fair_share(labels: Sequence[int]) -> list[int]:
