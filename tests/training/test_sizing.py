@@ -49,9 +49,11 @@ def test_small_images_get_a_small_network_and_what_was_given_stays():
 
 @pytest.mark.parametrize(("num_images", "processes", "batch_size"), [(41, 1, 40), (41, 2, 40), (43, 2, 40), (3, 1, 2)])
 def test_few_images_are_mixed_in_pairs_where_weights_are_started_from(num_images, processes, batch_size):
-    config, reasons = choose(small(), source_of(images_of(28, count=num_images)), on_cpu=True, processes=processes)
-    assert (config.batch_size, config.cutmix) == (batch_size, 1.0)
-    assert "CutMix" in str(reasons)
+    source = source_of(images_of(28, count=num_images))
+    for given in ({}, {"model": "t2t_vit_7_local", "checkpoint": "formulas"}):
+        config, reasons = choose(small(**given), source, on_cpu=True, processes=processes)
+        assert (config.batch_size, config.cutmix) == (batch_size, 1.0)
+        assert "CutMix" in str(reasons)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
             f"{chosen['model']} at {_in_words(chosen['img_size'])} pixels{start}, as the images are about "
             f"{height} x {width} and there is {where} (--model, --img-size)"
         )
-    mixes = "checkpoint" in chosen and len(images) <= FEW_IMAGES and is_for_mixing(config)
+    of_formulas = chosen.get("checkpoint", config.checkpoint) == "formulas"
+    mixes = of_formulas and len(images) <= FEW_IMAGES and is_for_mixing(config)
     if config.batch_size is None:
         unit = 2 * processes if mixes or config.cutmix or config.mixup else processes
         chosen["batch_size"] = max(processes, even_batch_size(len(images)) // unit * unit)
