@@ -54,6 +54,7 @@ def test_few_images_are_mixed_in_pairs_where_weights_are_started_from(num_images
         config, reasons = choose(small(**given), source, on_cpu=True, processes=processes)
         assert (config.batch_size, config.cutmix) == (batch_size, 1.0)
         assert "CutMix" in str(reasons)
+        assert choose(small(**given), source, on_cpu=True, processes=processes, goes_on=True)[0].cutmix == 0.0
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,13 @@ def test_images_without_pairs_or_a_head_for_whole_ones_are_not_mixed(num_images,
     config, reasons = choose(small(**given), source, on_cpu=True, processes=processes)
     assert (config.batch_size, config.cutmix) == (batch_size, 0.0)
     assert "CutMix" not in str(reasons)
+
+
+def test_where_no_head_can_be_fitted_nothing_is_mixed():
+    images = images_of(28, count=10)
+    assert choose(small(), source_of(images), on_cpu=True)[0].cutmix == 1.0
+    images.labels[:] = range(10)
+    assert choose(small(), source_of(images), on_cpu=True)[0].cutmix == 0.0
 
 
 @pytest.mark.parametrize(

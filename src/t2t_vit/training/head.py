@@ -3,7 +3,6 @@ and their head is fitted anew."""
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -106,8 +105,9 @@ def refit(run: Run, model: nn.Module) -> None:
     """Replaces the head of a network by a classifier of its features of the training images, not augmented.
 
     A head learns from augmented images, with smoothed labels, while its features move. Fitted when they stand still it
-    is better (Kirichenko et al. 2022, arXiv 2204.02937, on last layers). It is a linear discriminant analysis, whose
-    covariances are shrunk as far as Ledoit and Wolf (2004) say, so that nothing has to be chosen.
+    is better (Kirichenko et al. 2022, arXiv 2204.02937, on last layers). It is a linear discriminant analysis, in which
+    nothing has to be chosen. Training presses the features of each class together, of its own images alone, so that the
+    analysis would be far too sure of others: its logits are made as large as those of the head before.
 
     Raises:
         UserError: it cannot be done.
@@ -131,9 +131,11 @@ def refit(run: Run, model: nn.Module) -> None:
     weight, bias = run.machine.ask_main_process(
         lambda: discriminant(found.embeddings, found.labels, balanced=run.config.balance)
     )
+    before, after = spread(found.logits), spread(found.embeddings @ weight.numpy().T + bias.numpy())
+    size = before / after if before and after else 1.0
     with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+        head.weight.copy_(weight * size)
+        head.bias.copy_(bias * size)
 
 
 def _read(run: Run, model: nn.Module, images: ImageSet) -> Predictions:
@@ -164,8 +166,16 @@ def is_clearly_worse(before: np.ndarray, after: np.ndarray) -> bool:
     return lost - won > CLEARLY * math.sqrt(lost + won)
 
 
+def spread(logits: np.ndarray) -> float:
+    """How far the logits, (N, K), of the classes of an image lie apart, as the root of their mean square."""
+    return float((logits - logits.mean(axis=1, keepdims=True)).std())
+
+
 def discriminant(features: np.ndarray, labels: np.ndarray, *, balanced: bool = False) -> tuple[Tensor, Tensor]:
     """A linear discriminant analysis as the weights of a linear layer.
+
+    The classes share a covariance, which is shrunk towards a sphere as far as Chen et al. (2010, IEEE Transactions on
+    Signal Processing 58) say: two images of one class are enough.
 
     Args:
         features: (N, D).
@@ -174,16 +184,23 @@ def discriminant(features: np.ndarray, labels: np.ndarray, *, balanced: bool = F
 
     Returns:
         Weight, (K, D), and bias, (K,), float32, whose products with features are logits.
-    """
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # here, because it takes a second to import
 
-    num_classes = int(labels.max()) + 1
-    priors = np.full(num_classes, 1 / num_classes) if balanced else None
-    analysis = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Only one sample available")  # its class adds no covariance
-        analysis.fit(features.astype(np.float64), labels)
-    weight, bias = torch.from_numpy(analysis.coef_), torch.from_numpy(analysis.intercept_)
-    if num_classes == 2:  # one row, for the second class
-        weight, bias = (torch.cat([-row / 2, row / 2]) for row in (weight, bias))
-    return weight.float(), bias.float()
+    Raises:
+        UserError: the images of each class have the same features.
+    """
+    from sklearn.covariance import oas  # here, because it takes a second to import
+
+    features = features.astype(np.float64)
+    counts = np.bincount(labels)
+    means = np.stack([features[labels == label].mean(axis=0) for label in range(len(counts))])
+    inner = features - means[labels]
+    if not inner.any():
+        raise UserError("the images of each class have the same features.")
+    covariance, _ = oas(inner, assume_centered=True)
+    covariance *= len(labels) / (len(labels) - len(counts))  # as many means were taken from them
+    weight = np.linalg.solve(covariance, means.T).T
+    priors = np.ones(len(counts)) if balanced else counts
+    bias = np.log(priors / priors.sum()) - (weight * means).sum(axis=1) / 2
+    # What all classes share changes no probability, and would be rounded.
+    weight, bias = weight - weight.mean(axis=0), bias - bias.mean()
+    return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()

@@ -34,7 +34,9 @@ CLEARLY = 3.0
 """Standard errors by which mirrored images must be harder to tell than the images themselves."""
 
 
-def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int = 1) -> tuple[TrainConfig, list[str]]:
+def choose(
+    config: TrainConfig, source: Source, *, on_cpu: bool, processes: int = 1, goes_on: bool = False
+) -> tuple[TrainConfig, list[str]]:
     """Fills in the settings that are left open.
 
     Args:
@@ -42,6 +44,7 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
         source: the images.
         on_cpu: whether the run has no GPU, so that hours are to be avoided.
         processes: among which a batch is shared.
+        goes_on: the settings are those of a run that goes on, in which 0 has been decided.
 
     Returns:
         The settings, and a sentence for each choice.
@@ -64,7 +67,7 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
             f"{height} x {width} and there is {where} (--model, --img-size)"
         )
     of_formulas = chosen.get("checkpoint", config.checkpoint) == "formulas"
-    mixes = of_formulas and len(images) <= FEW_IMAGES and is_for_mixing(config)
+    mixes = of_formulas and not goes_on and is_for_mixing(config, images)
     if config.batch_size is None:
         unit = 2 * processes if mixes or config.cutmix or config.mixup else processes
         chosen["batch_size"] = max(processes, even_batch_size(len(images)) // unit * unit)
@@ -127,14 +130,16 @@ def model_for(side_px: int, num_images: int, *, on_cpu: bool) -> tuple[str, int]
     return (FORMULAS_MODEL, 224) if num_images < 20_000 else ("t2t_vit_14", 224)
 
 
-def is_for_mixing(config: TrainConfig) -> bool:
+def is_for_mixing(config: TrainConfig, images: ImageSet) -> bool:
     """Whether CutMix is what few labels gain from: where weights go back to the start and whole images fit the head.
 
     From ten letters a class the head that learns from mixed images tells 72 %, a fitted one 88 %, and one fitted to
     weights a quarter of the way back 91 % (docs/log.md).
     """
-    is_open = not config.given & {"mixup", "cutmix"}
-    return is_open and config.refit_head and config.start_share > 0 and not config.freeze_backbone
+    if config.given & {"mixup", "cutmix"} or config.freeze_backbone:
+        return False
+    can_be_fitted = len(images) > len(set(images.labels))  # a class has two images
+    return len(images) <= FEW_IMAGES and config.refit_head and config.start_share > 0 and can_be_fitted
 
 
 def even_batch_size(num_images: int) -> int:
