@@ -144,6 +144,25 @@ def test_a_run_that_ends_before_or_within_it_is_completed(tiny_config, without_r
         assert state_of(killed)["chosen"]["refitted"]
 
 
+def test_a_run_that_ends_within_it_does_not_go_back_twice(started, tmp_path, without_report, monkeypatch):
+    config, _ = started
+    run = setup(config(start_share=0.25))
+    fit(run)
+    run.progress.best = run.progress.best._replace(step=3)  # so that best.pt alone has the weights
+    run.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run), "save", killed_here)
+        with pytest.raises(KeyboardInterrupt):
+            refit_best(run)
+    made = state_of(run.directory.path)
+    assert made["chosen"]["refitted"]
+    again = setup(config(resume=True))
+    fit(again)
+    refit_best(again)
+    assert again.progress.best.start_share == 0.25
+    assert same(state_of(run.directory.path)["state_dict"], made["state_dict"])
+
+
 def test_a_finished_run_gets_it_when_it_is_asked_for(tiny_config, without_report):
     wanted = state_of(run_training(tiny_config(refit_head=True)).output)["state_dict"]
     output = run_training(tiny_config(output=str(tiny_config().output) + "-2")).output

@@ -175,11 +175,21 @@ class Checkpointer:
         progress = Progress.from_plain(state["progress"])
         if not self.machine.is_main_process:  # the sums in the file are those of all processes
             progress.loss_sum, progress.num_images = 0.0, 0
+        held = self.machine.ask_main_process(self._held_after_training)
+        if held is not None and progress.best is not None and held.step == progress.best.step:
+            progress.best = held  # the run died before last.pt said so
         if progress.metrics and progress.step == progress.evaluated_step:  # the run may have died before these writes
             self.machine.ask_main_process(lambda: self._file_evaluation(progress))
             self.machine.ask_main_process(lambda: self.directory.write_metrics(progress.metrics))
         self.best = progress.best
         return progress
+
+    def _held_after_training(self) -> Best | None:
+        """What best.pt holds, where that was made after training."""
+        if not self.config.refit_head or not self.directory.best.is_file():
+            return None
+        chosen = torch.load(self.directory.best, map_location="cpu", weights_only=True).get("chosen", {})
+        return Best(**chosen) if chosen.get("refitted") else None
 
     def _file_evaluation(self, progress: Progress) -> None:
         """Writes best.pt where the best weights are other ones than it holds, and keeps the last checkpoints."""
