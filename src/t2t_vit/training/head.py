@@ -3,6 +3,7 @@ and their head is fitted anew."""
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -174,8 +175,8 @@ def spread(logits: np.ndarray) -> float:
 def discriminant(features: np.ndarray, labels: np.ndarray, *, balanced: bool = False) -> tuple[Tensor, Tensor]:
     """A linear discriminant analysis as the weights of a linear layer.
 
-    The classes share a covariance, which is shrunk towards a sphere as far as Chen et al. (2010, IEEE Transactions on
-    Signal Processing 58) say: two images of one class are enough.
+    The covariance of each class is shrunk towards a sphere as far as Chen et al. (2010, IEEE Transactions on Signal
+    Processing 58) say, so that two images of one class are enough.
 
     Args:
         features: (N, D).
@@ -188,19 +189,20 @@ def discriminant(features: np.ndarray, labels: np.ndarray, *, balanced: bool = F
     Raises:
         UserError: the images of each class have the same features.
     """
-    from sklearn.covariance import oas  # here, because it takes a second to import
+    from sklearn.covariance import OAS  # here, because it takes a second to import
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    features = features.astype(np.float64)
-    counts = np.bincount(labels)
-    means = np.stack([features[labels == label].mean(axis=0) for label in range(len(counts))])
-    inner = features - means[labels]
-    if not inner.any():
+    num_classes = int(labels.max()) + 1
+    priors = np.full(num_classes, 1 / num_classes) if balanced else None
+    analysis = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=OAS(), priors=priors)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Only one sample available")  # its class adds no covariance
+        analysis.fit(features.astype(np.float64), labels)
+    if not analysis.covariance_.any():
         raise UserError("the images of each class have the same features.")
-    covariance, _ = oas(inner, assume_centered=True)
-    covariance *= len(labels) / (len(labels) - len(counts))  # as many means were taken from them
-    weight = np.linalg.solve(covariance, means.T).T
-    priors = np.ones(len(counts)) if balanced else counts
-    bias = np.log(priors / priors.sum()) - (weight * means).sum(axis=1) / 2
+    weight, bias = analysis.coef_, analysis.intercept_
+    if num_classes == 2:  # one row, for the second class
+        weight, bias = (np.concatenate([-row / 2, row / 2]) for row in (weight, bias))
     # What all classes share changes no probability, and would be rounded.
     weight, bias = weight - weight.mean(axis=0), bias - bias.mean()
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
