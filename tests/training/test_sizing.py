@@ -1,14 +1,18 @@
 """What is chosen for the images and the machine."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.datasets import load_digits
 
 from t2t_vit.data.images import array_images
 from t2t_vit.data.sources import Source, open_source
 from t2t_vit.options import configure
-from t2t_vit.training.config import TrainConfig
+from t2t_vit.runtime.files import plain
+from t2t_vit.training.config import CONFIG_FILE, TrainConfig
 from t2t_vit.training.sizing import choose, choose_channels, even_batch_size, mirror_test, model_for, too_few_tokens
 
 
@@ -54,7 +58,6 @@ def test_few_images_are_mixed_in_pairs_where_weights_are_started_from(num_images
         config, reasons = choose(small(**given), source, on_cpu=True, processes=processes)
         assert (config.batch_size, config.cutmix) == (batch_size, 1.0)
         assert "CutMix" in str(reasons)
-        assert choose(small(**given), source, on_cpu=True, processes=processes, goes_on=True)[0].cutmix == 0.0
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,18 @@ def test_images_without_pairs_or_a_head_for_whole_ones_are_not_mixed(num_images,
     config, reasons = choose(small(**given), source, on_cpu=True, processes=processes)
     assert (config.batch_size, config.cutmix) == (batch_size, 0.0)
     assert "CutMix" not in str(reasons)
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 0.5])
+def test_a_run_that_goes_on_mixes_as_it_did(cutmix, tmp_path):
+    source = source_of(images_of(28))
+    begun, _ = choose(small(cutmix=cutmix, output=str(tmp_path)), source, on_cpu=True)
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(plain(asdict(begun))))
+    goes_on = small(resume=True, output=str(tmp_path))
+    assert goes_on.checkpoint == "formulas"
+    config, reasons = choose(goes_on, source, on_cpu=True)
+    assert config.cutmix == cutmix
+    assert reasons == []
 
 
 def test_where_no_head_can_be_fitted_nothing_is_mixed():

@@ -200,9 +200,7 @@ def discriminant(features: np.ndarray, labels: np.ndarray, *, balanced: bool = F
         analysis.fit(features.astype(np.float64), labels)
     if not analysis.covariance_.any():
         raise UserError("the images of each class have the same features.")
-    weight, bias = analysis.coef_, analysis.intercept_
+    weight, bias = torch.from_numpy(analysis.coef_), torch.from_numpy(analysis.intercept_)
     if num_classes == 2:  # one row, for the second class
-        weight, bias = (np.concatenate([-row / 2, row / 2]) for row in (weight, bias))
-    # What all classes share changes no probability, and would be rounded.
-    weight, bias = weight - weight.mean(axis=0), bias - bias.mean()
-    return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+        weight, bias = (torch.cat([-row / 2, row / 2]) for row in (weight, bias))
+    return weight.float(), bias.float()

@@ -216,7 +216,7 @@ def setup(config: TrainConfig, display: Display | None = None) -> Run:
     on_cpu = machine.device.type == "cpu"
     is_open = config.batch_size is None
     config, reasons = machine.ask_main_process(
-        lambda: choose(config, source, on_cpu=on_cpu, processes=machine.world_size, goes_on=goes_on)
+        lambda: choose(config, source, on_cpu=on_cpu, processes=machine.world_size)
     )
     notes += reasons
 

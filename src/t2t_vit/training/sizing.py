@@ -34,9 +34,7 @@ CLEARLY = 3.0
 """Standard errors by which mirrored images must be harder to tell than the images themselves."""
 
 
-def choose(
-    config: TrainConfig, source: Source, *, on_cpu: bool, processes: int = 1, goes_on: bool = False
-) -> tuple[TrainConfig, list[str]]:
+def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int = 1) -> tuple[TrainConfig, list[str]]:
     """Fills in the settings that are left open.
 
     Args:
@@ -44,7 +42,6 @@ def choose(
         source: the images.
         on_cpu: whether the run has no GPU, so that hours are to be avoided.
         processes: among which a batch is shared.
-        goes_on: the settings are those of a run that goes on, in which 0 has been decided.
 
     Returns:
         The settings, and a sentence for each choice.
@@ -66,8 +63,10 @@ def choose(
             f"{chosen['model']} at {_in_words(chosen['img_size'])} pixels{start}, as the images are about "
             f"{height} x {width} and there is {where} (--model, --img-size)"
         )
-    of_formulas = chosen.get("checkpoint", config.checkpoint) == "formulas"
-    mixes = of_formulas and not goes_on and is_for_mixing(config, images)
+    by_hand = (
+        "checkpoint" in config.given and config.checkpoint == "formulas"
+    )  # a run that goes on has it from its file
+    mixes = ("checkpoint" in chosen or by_hand) and is_for_mixing(config, images)
     if config.batch_size is None:
         unit = 2 * processes if mixes or config.cutmix or config.mixup else processes
         chosen["batch_size"] = max(processes, even_batch_size(len(images)) // unit * unit)
