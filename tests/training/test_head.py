@@ -189,17 +189,26 @@ def test_a_head_is_worse_where_it_is_no_chance(lost, won, is_worse):
     assert is_clearly_worse(before, after) == is_worse
 
 
-def test_a_worse_head_is_not_kept(tiny_config, without_report, monkeypatch, capsys):
-    run = setup(tiny_config(refit_head=True))
+@pytest.mark.parametrize(("weights", "is_worse"), [(None, False), ([1 / 120] * 120 + [1 / 16] * 16, True)])
+def test_where_classes_count_alike_a_head_is_worse_that_loses_a_small_one(weights, is_worse):
+    before = np.array([False] * 20 + [True] * 100 + [True] * 16)
+    after = np.array([True] * 120 + [False] * 16)
+    assert is_clearly_worse(before, after, weights and np.array(weights)) == is_worse
+
+
+@pytest.mark.parametrize("best_by", ["top1", "balanced"])
+def test_a_worse_head_is_not_kept(best_by, tiny_config, without_report, monkeypatch, capsys):
+    run = setup(tiny_config(refit_head=True, best_by=best_by))
     fit(run)
     kept, labels = state_of(run.directory.path)["state_dict"], np.array(run.source.val.labels)
     for answer in (0, 1):
         bias = torch.nn.functional.one_hot(torch.tensor(answer), 2).float()
         monkeypatch.setattr(head_module, "discriminant", lambda *args, bias=bias, **kwargs: (torch.zeros(2, 32), bias))
         compared = []
-        monkeypatch.setattr(head_module, "is_clearly_worse", lambda *pair, to=compared: to.append(pair) or True)
+        monkeypatch.setattr(head_module, "is_clearly_worse", lambda *args, to=compared: to.append(args) or True)
         refit_best(run)
-        ((before, after),) = compared
+        ((before, after, weights),) = compared
+        assert (weights is None) if best_by == "top1" else (weights == 1 / np.bincount(labels)[labels]).all()
         assert 100 * before.mean() == run.progress.best.top1
         assert after.tolist() == (labels == answer).tolist()
         assert "the trained head is kept" in capsys.readouterr().out
@@ -313,7 +322,7 @@ def test_where_the_way_back_is_worse_only_the_head_changes(started, tmp_path, mo
     config, _ = started
     end = state_of(run_training(config(output=str(tmp_path / "end"))).output)["state_dict"]
     answers = iter([True, False])
-    monkeypatch.setattr(head_module, "is_clearly_worse", lambda *pair: next(answers))
+    monkeypatch.setattr(head_module, "is_clearly_worse", lambda *args: next(answers))
     output = run_training(config(start_share=0.25)).output
     assert same(state_of(output)["state_dict"], end)
     assert "way back" not in capsys.readouterr().out

@@ -88,7 +88,8 @@ def _refit_and_keep(run: Run, model: nn.Module, candidates: Sequence[tuple[nn.Mo
         refit(run, candidate)
         fitted = _read(run, candidate, val)
         is_right = fitted.logits.argmax(1) == fitted.labels
-        if is_clearly_worse(trained.logits.argmax(1) == trained.labels, is_right):
+        weights = 1 / np.bincount(fitted.labels)[fitted.labels] if kind == "balanced" else None
+        if is_clearly_worse(trained.logits.argmax(1) == trained.labels, is_right, weights):
             continue
         top1 = float(100 * is_right.mean())
         balanced = float(100 * np.mean([is_right[fitted.labels == label].mean() for label in np.unique(fitted.labels)]))
@@ -157,14 +158,17 @@ def fair_share(labels: Sequence[int]) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def is_clearly_worse(before: np.ndarray, after: np.ndarray) -> bool:
+def is_clearly_worse(before: np.ndarray, after: np.ndarray, weights: np.ndarray | None = None) -> bool:
     """Whether of the same images so many fewer are right that it is no chance, as McNemar (1947) counts them.
 
     Args:
         before, after: which images are right, (N,), bool.
+        weights: what each image counts, (N,); None for one each.
     """
-    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-    return lost - won > CLEARLY * math.sqrt(lost + won)
+    lost = before.astype(float) - after
+    if weights is not None:
+        lost *= weights
+    return float(lost.sum()) > CLEARLY * math.sqrt(np.square(lost).sum())
 
 
 def spread(logits: np.ndarray) -> float:
