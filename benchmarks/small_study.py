@@ -61,6 +61,7 @@ COLUMNS = (
     "arm", "set", "labels_per_class", "labels", "seed", "budget", "steps", "top1", "loss", "average_top1", "val_top1",
     "train_loss", "cpu_s", "wall_s", "parameters", "settings",
 )  # fmt: skip
+METRICS = {"top1": "Top-1", "average_top1": "Top-1 of averaged weights", "loss": "Loss"}
 IDENTITY = ("arm", "set", "labels_per_class", "seed", "budget")
 GAIN, ERRORS = 1.0, 2.0  # points, and standard errors, that a change must gain on a set (docs/small-data.md)
 
@@ -360,6 +361,8 @@ def table(
 @styled
 def plot(rows: Sequence[Row], path: Path, *, metric: str) -> None:
     """Writes accuracy against labels, a panel for each set, for the arms that have several numbers of labels."""
+    if metric == "loss":
+        raise UserError("--plot draws accuracies: choose another --metric.")
     curves: dict[str, dict[str, dict[int, list[float]]]] = {}
     for row in rows:
         of_arm = curves.setdefault(row["set"], {}).setdefault(row["arm"], {})
@@ -372,7 +375,7 @@ def plot(rows: Sequence[Row], path: Path, *, metric: str) -> None:
     panels = figure.subplots(math.ceil(len(curves) / 2), 2, squeeze=False).flat
     for axes, (name, arms) in zip(panels, curves.items(), strict=False):
         draw_label_curves(axes, arms)
-        axes.set_title(f"{name}: {metric}, %", loc="left", weight="bold")
+        axes.set_title(f"{METRICS[metric]}, %: {name}", loc="left", weight="bold")
     for axes in list(panels):  # an odd number leaves one empty
         axes.set_axis_off()
     figure.savefig(path)
@@ -400,7 +403,7 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="print a line a run")
     parser.add_argument("--summary", type=Path, nargs="+", metavar="CSV", help="train nothing, and sum up these tables")
     parser.add_argument("--base", default="t2t", help="arm that the others are compared with")
-    parser.add_argument("--metric", default="top1", choices=("top1", "average_top1", "loss"))
+    parser.add_argument("--metric", default="top1", choices=tuple(METRICS))
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw accuracy against labels beside the summary")
     parser.add_argument("--best-of-grid", action="store_true", help="sum up the best point of the grid of each arm")
     words = parser.parse_args()

@@ -105,6 +105,8 @@ def test_curves_are_drawn_where_an_arm_has_several_numbers_of_labels(study, tmp_
         assert picture.convert("L").getextrema() == (0, 255) or picture.convert("L").getextrema()[0] < 128
     with pytest.raises(UserError, match="have no arm with several numbers"):
         study.plot(rows[-2:], tmp_path / "none.png", metric="top1")
+    with pytest.raises(UserError, match="draws accuracies"):
+        study.plot(rows, tmp_path / "none.png", metric="loss")
 
 
 def test_the_best_point_of_a_grid_is_that_of_the_runs_which_all_points_have(study):

@@ -82,10 +82,10 @@ def test_images_without_pairs_or_a_head_for_whole_ones_are_not_mixed(num_images,
     assert "CutMix" not in str(reasons)
 
 
-@pytest.mark.parametrize("cutmix", [0.0, 0.5])
-def test_a_run_that_goes_on_mixes_as_it_did(cutmix, tmp_path):
+@pytest.mark.parametrize(("given", "cutmix"), [({}, 1.0), ({"cutmix": 0.0}, 0.0), ({"cutmix": 0.5}, 0.5)])
+def test_a_run_that_goes_on_mixes_as_it_did(given, cutmix, tmp_path):
     source = source_of(images_of(28))
-    begun, _ = choose(small(cutmix=cutmix, output=str(tmp_path)), source, on_cpu=True)
+    begun, _ = choose(small(**given, output=str(tmp_path)), source, on_cpu=True)
     (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(plain(asdict(begun))))
     goes_on = small(resume=True, output=str(tmp_path))
     assert goes_on.checkpoint == "formulas"

@@ -88,11 +88,11 @@ def _refit_and_keep(run: Run, model: nn.Module, candidates: Sequence[tuple[nn.Mo
         refit(run, candidate)
         fitted = _read(run, candidate, val)
         is_right = fitted.logits.argmax(1) == fitted.labels
-        weights = 1 / np.bincount(fitted.labels)[fitted.labels] if kind == "balanced" else None
+        of_class = 1 / np.bincount(fitted.labels)[fitted.labels]  # so that each class counts as much
+        weights = of_class if kind == "balanced" else np.ones_like(of_class)
         if is_clearly_worse(trained.logits.argmax(1) == trained.labels, is_right, weights):
             continue
-        top1 = float(100 * is_right.mean())
-        balanced = float(100 * np.mean([is_right[fitted.labels == label].mean() for label in np.unique(fitted.labels)]))
+        top1, balanced = 100 * float(is_right.mean()), 100 * float(np.average(is_right, weights=of_class))
         anew = best._replace(top1=top1, balanced=balanced, num_images=len(is_right), refitted=True, start_share=share)
         run.checkpointer.keep_best(anew, candidate.state_dict())
         run.progress.best = anew
@@ -158,16 +158,14 @@ def fair_share(labels: Sequence[int]) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def is_clearly_worse(before: np.ndarray, after: np.ndarray, weights: np.ndarray | None = None) -> bool:
-    """Whether of the same images so many fewer are right that it is no chance, as McNemar (1947) counts them.
+def is_clearly_worse(before: np.ndarray, after: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether of the same images so many fewer are right that it is no chance: McNemar's test (1947), with weights.
 
     Args:
         before, after: which images are right, (N,), bool.
-        weights: what each image counts, (N,); None for one each.
+        weights: how much each image counts, (N,); McNemar's are all one.
     """
-    lost = before.astype(float) - after
-    if weights is not None:
-        lost *= weights
+    lost = weights * (before.astype(float) - after)
     return float(lost.sum()) > CLEARLY * math.sqrt(np.square(lost).sum())
 
 

@@ -63,9 +63,8 @@ def choose(config: TrainConfig, source: Source, *, on_cpu: bool, processes: int 
             f"{chosen['model']} at {_in_words(chosen['img_size'])} pixels{start}, as the images are about "
             f"{height} x {width} and there is {where} (--model, --img-size)"
         )
-    by_hand = (
-        "checkpoint" in config.given and config.checkpoint == "formulas"
-    )  # a run that goes on has it from its file
+    # A run that goes on mixes as it did: its checkpoint comes from its file, and is not given.
+    by_hand = "checkpoint" in config.given and config.checkpoint == "formulas"
     mixes = ("checkpoint" in chosen or by_hand) and is_for_mixing(config, images)
     if config.batch_size is None:
         unit = 2 * processes if mixes or config.cutmix or config.mixup else processes
