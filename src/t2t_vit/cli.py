@@ -35,7 +35,7 @@ COMMANDS = {
     "train": Command(
         "t2t_vit.training.config:TrainConfig",
         "t2t_vit.training.train:train_command",
-        "train a model from scratch",
+        "train a model on a folder of images, ImageNet, CIFAR or digits",
         "train digits --model t2t_vit_7 --output runs/digits",
     ),
     "transfer": Command(

@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True, kw_only=True)
     class TrainConfig(Settings):
-        "Train a model from scratch."
+        "Train a model on labelled images."
 
         data: str = argument("a folder with train/ and val/, or a name such as digits")
         batch_size: int = option(64, "images per step", short="b", at_least=1)

@@ -6,6 +6,7 @@ from t2t_vit.data.formula_sets import CLASS_NAMES, CLASSES, formula_splits
 from t2t_vit.data.formulas import FAMILIES, Numbers, draw
 from t2t_vit.data.loading import DrawnImages, EpochBatches, collate
 from t2t_vit.data.transforms import train_transform
+from t2t_vit.errors import UserError
 
 MEANS = {  # of six images of 32 pixels
     "strokes": [67.51, 212.12, 132.92, 142.56, 144.59, 118.63],
@@ -122,3 +123,8 @@ class TestAsData:
         of_16_px = some.drawn_at(16).generate([1, 0], [2, 2])
         assert (of_16_px == images.generate([3, 50_000], [2, 2], side=16)).all()
         assert np.asarray(some.load(1)).shape == (64, 64, 3)
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(UserError, match=r"Unknown family 'stroke'. Did you mean strokes\?"):
+        draw("stroke", torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), side=32)

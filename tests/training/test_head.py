@@ -303,11 +303,16 @@ def test_weights_go_a_part_of_the_way_back_and_the_head_is_fitted_to_that(starte
     for name, found in state_of(output)["state_dict"].items():
         if not name.startswith("head."):
             torch.testing.assert_close(found, 0.75 * end[name] + 0.25 * start[name])
-    run = setup(config(resume=True))
+    run = setup(config(resume=True, start_share=0.25))
     model = run.load_best()
     before = model.head.weight.clone()
     refit(run, model)
     torch.testing.assert_close(before, model.head.weight)
+    capsys.readouterr()
+    refit_best(run)
+    assert not capsys.readouterr().out
+    refit_best(setup(config(resume=True, start_share=0.5)))
+    assert "--start-share changes nothing any more: best.pt has the averaged weights, 25 %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from t2t_vit.errors import UserError, closest
+
 GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 """The constants of splitmix64 (Steele et al. 2014), as signed numbers."""
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -241,7 +243,12 @@ def draw(
 
     Returns:
         (B, 3, side, side), uint8, channels last in memory.
+
+    Raises:
+        UserError: there is no such family.
     """
+    if family not in FAMILIES:
+        raise UserError(closest(family, FAMILIES, "family"))
     number = list(FAMILIES).index(family)
     of_class = Numbers(seed, torch.full_like(classes, number), classes)
     of_image = Numbers(seed, torch.full_like(classes, number), classes, instances)

@@ -28,7 +28,7 @@ PROBE_HELP = "other data to try the features on at each evaluation, by a linear 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
-    """Train a model from scratch on labelled images.
+    """Train a model on labelled images.
 
     A recipe gives the defaults of the flags left open. Those shown are the ones of `small`, the recipe for any data but
     digits; --show prints the settings with any other.
