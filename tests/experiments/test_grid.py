@@ -141,6 +141,17 @@ def test_sizes_that_are_left_open_are_chosen_once_for_all(picture_folder, folder
     assert {(config.steps, config.batch_size, config.img_size) for config in trained} == {(600, 64, 64)}
 
 
+def test_weights_are_for_the_model_that_they_are_of(picture_folder, folder, trained, capsys):
+    words = (str(picture_folder), "--seeds", "1", "--checkpoint", "formulas", "--output", str(folder), "--models")
+    with pytest.raises(UserError, match="--checkpoint formulas is of t2t_vit_7_local: add it to --models, or leave"):
+        compare(settings(*words, *MODELS))
+    assert trained == []
+    compare(settings(*words, "resnet18,t2t_vit_7_local"))
+    starts = {config.model: (config.checkpoint, config.img_size) for config in trained}
+    assert starts == {"resnet18": (None, 64), "t2t_vit_7_local": ("formulas", 64)}
+    assert capsys.readouterr().out.count("t2t_vit_7_local starts from formulas") == 2
+
+
 @pytest.mark.parametrize(
     ("labels", "message"), [("25", "at most the 24 training"), ("8,3", "at least 4 for 2 classes")]
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from t2t_vit.data.pixels import PixelFormat, as_seen
 from t2t_vit.data.sources import open_evaluation
-from t2t_vit.experiments.config import CompareConfig, train_config
+from t2t_vit.experiments.config import CompareConfig, starts_in_words, train_config
 from t2t_vit.experiments.costs import compare_costs
 from t2t_vit.experiments.grid import PICTURE, TABLE, run_grid
 from t2t_vit.inference.predictor import Predictor
@@ -39,6 +39,7 @@ def compare(config: CompareConfig) -> int | None:
     if config.is_grid:
         return run_grid(config)
     names, output = list(dict.fromkeys(resolve_name(name) for name in config.models)), config.folder
+    starts = starts_in_words(config)
     results: dict[str, TrainResult] = {}
     for name in names:
         results[name] = run_training(train_config(config, model=name, output=output / name))
@@ -54,7 +55,13 @@ def compare(config: CompareConfig) -> int | None:
     best = max(rows, key=lambda row: row["top1_percent"])["model"]
     _draw(results, best, predictors[best], config, output / PICTURE)
     _print_rows(rows)
-    print(f"Table:   {output / TABLE}", f"Picture: {output / PICTURE}", f"Runs:    {output}{os.sep}MODEL", sep="\n")
+    print(
+        *starts,
+        f"Table:   {output / TABLE}",
+        f"Picture: {output / PICTURE}",
+        f"Runs:    {output}{os.sep}MODEL",
+        sep="\n",
+    )
     return None
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from t2t_vit.data.config import BACKGROUND_HELP, DATA_DIR_HELP, IN_CHANS_HELP, SOURCES
 from t2t_vit.errors import UserError
-from t2t_vit.options import Settings, argument, configure, option, read_settings
+from t2t_vit.models.names import SHIPPED, resolve_name
+from t2t_vit.options import URLS, Settings, argument, configure, option, read_settings
 from t2t_vit.training.config import TrainConfig
 
 SETTINGS = "comparison.yaml"
-NOT_OF_A_RUN = ("models", "labels", "seeds", "measure")
+NOT_OF_A_RUN = ("models", "labels", "seeds", "measure", "checkpoint")
 """What differs between the runs of a comparison, or is no setting of one."""
 TWINS = ("t2t_vit_7", "t2t_vit_7_no_t2t")
 
@@ -41,6 +42,14 @@ class CompareConfig(Settings):
     )
     seeds: int | None = option(
         None, "runs with seeds of their own, from --seed on, which draw other labels too", at_least=1, needs="data"
+    )
+    checkpoint: str | None = option(
+        None,
+        "weights that one of the models starts from, the one that they are of: a path, a URL, or formulas; the others "
+        "start from nothing",
+        metavar="PATH",
+        needs="data",
+        exists=(*URLS, *SHIPPED),
     )
     output: str | None = option(
         None,
@@ -116,8 +125,35 @@ def comparison_folder(settings: Mapping[str, Any]) -> Path:
     return Path("runs") / f"{'labels' if is_grid else 'compare'}-{Path(settings['data']).resolve().name}"
 
 
+def model_of_weights(config: CompareConfig) -> str | None:
+    """Which of the models starts from the checkpoint; None where there is none.
+
+    Raises:
+        UserError: it is of another model, or of none that is known.
+    """
+    if config.checkpoint is None:
+        return None
+    names = [resolve_name(name) for name in config.models]
+    if len(names) == 1:
+        return names[0]
+    from t2t_vit.models.factory import settings_of  # here, because it imports torch
+
+    name = str(settings_of(config.checkpoint)["model"])
+    if name not in names:
+        raise UserError(f"--checkpoint {config.checkpoint} is of {name}: add it to --models, or leave the weights out.")
+    return name
+
+
+def starts_in_words(config: CompareConfig) -> list[str]:
+    """A line where a model starts from weights."""
+    name = model_of_weights(config)
+    return [] if name is None else [f"{name} starts from {config.checkpoint}"]
+
+
 def train_config(config: CompareConfig, *, model: str, output: Path, **of_run: Any) -> TrainConfig:
     """The settings of one run: the comparison's, its own, and the recipe's for what both leave open."""
     names = [field.name for field in dataclasses.fields(config) if field.name not in NOT_OF_A_RUN]
     given = {name: value for name in names if (value := getattr(config, name)) is not None}
+    if model == model_of_weights(config):
+        given["checkpoint"] = config.checkpoint
     return configure(TrainConfig, **{**given, "model": model, "output": output, **of_run})

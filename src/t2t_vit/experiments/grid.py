@@ -21,7 +21,7 @@ from t2t_vit.data.label_budget import limit_labels
 from t2t_vit.data.sources import Source, absolute_path, open_configured
 from t2t_vit.data.statistics import typical_size
 from t2t_vit.errors import UserError
-from t2t_vit.experiments.config import SETTINGS, CompareConfig, train_config
+from t2t_vit.experiments.config import SETTINGS, CompareConfig, starts_in_words, train_config
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.complexity import count_parameters
 from t2t_vit.models.names import resolve_name
@@ -34,6 +34,7 @@ from t2t_vit.runtime.machine import find_machine
 from t2t_vit.training.interruption import EXIT_CODES, Terminated, sigterm_raised
 from t2t_vit.training.plan import FEWEST_STEPS
 from t2t_vit.training.run_directory import SPLIT, RunDirectory
+from t2t_vit.training.settings import absolute_checkpoint
 from t2t_vit.training.sizing import BATCH_SIZE, model_for
 from t2t_vit.training.train import TrainResult, run_training
 
@@ -80,10 +81,12 @@ def run_grid(config: CompareConfig) -> int | None:
     """
     config, source = _settle(config)
     config = _keep_settings(config, source)
-    cells, folder = cells_of(config), config.folder
+    cells, folder, starts = cells_of(config), config.folder, starts_in_words(config)
     print(
         f"{len(cells)} runs, each of {config.steps:,} steps of at most {config.batch_size} images at "
-        f"{in_words(config.img_size)} pixels; in each a fifth of the labels is to choose by"
+        f"{in_words(config.img_size)} pixels; in each a fifth of the labels is to choose by",
+        *starts,
+        sep="\n",
     )
     try:
         with sigterm_raised():
@@ -92,7 +95,7 @@ def run_grid(config: CompareConfig) -> int | None:
         code = EXIT_CODES[signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT]
     rows = [row for cell in cells if (row := _result(folder / cell.folder)) is not None]
     if rows:
-        _sum_up(rows, config)
+        _sum_up(rows, config, starts)
     if code is not None:
         print(
             f"Stopped after {len(rows)} of {len(cells)} runs. "
@@ -114,7 +117,7 @@ def _settle(config: CompareConfig) -> tuple[CompareConfig, Source]:
     names = tuple(dict.fromkeys(resolve_name(name) for name in config.models))
     bases = [train_config(config, model=name, output=config.folder, resume=False) for name in names]
     base, source = bases[0], open_configured(bases[0])
-    img_size = config.img_size or base.img_size
+    img_size = next((base.img_size for base in bases if base.img_size), None)
     if img_size is None:
         on_cpu = find_machine(config.device).device.type == "cpu"
         img_size = model_for(min(typical_size(source)), len(source.train), on_cpu=on_cpu)[1]
@@ -123,6 +126,7 @@ def _settle(config: CompareConfig) -> tuple[CompareConfig, Source]:
     settled = replace(
         config,
         data=absolute_path(config.data),
+        checkpoint=absolute_checkpoint(config.checkpoint),
         models=names,
         labels=tuple(str(count) for count in counts),
         seeds=config.seeds or 1,
@@ -279,7 +283,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _sum_up(rows: Sequence[Row], config: CompareConfig) -> None:
+def _sum_up(rows: Sequence[Row], config: CompareConfig, starts: Sequence[str]) -> None:
     """Writes the tables and the picture, and prints the table with mean and spread."""
     folder, summary = config.folder, summarize(rows)
     write_csv(folder / TABLE, rows)
@@ -291,6 +295,7 @@ def _sum_up(rows: Sequence[Row], config: CompareConfig) -> None:
     seeds = max(row["seeds"] for row in summary)
     over = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     note = f"{over}, {config.steps:,} steps each; {num_test:,} images by which nothing was chosen"
+    note = "\n".join((note, *starts))
     ordered = {model: accuracies[model] for model in config.models if model in accuracies}
     labels_figure(ordered, folder / PICTURE, title=f"Top-1 on {Path(str(config.data)).name}, %", note=note)
 
