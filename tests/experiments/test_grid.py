@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
+import torch
 import yaml
 
 from t2t_vit.cli import main
@@ -20,9 +22,11 @@ from t2t_vit.experiments.grid import Cell, cells_of, summarize, time_left_s
 from t2t_vit.flags import parse
 from t2t_vit.inference.evaluate import Accuracy
 from t2t_vit.models.names import VARIANTS
+from t2t_vit.models.preprocessing import data_config_of
 from t2t_vit.options import configure
 from t2t_vit.runtime.files import write_text
 from t2t_vit.training import hindsight, setup
+from t2t_vit.training.checkpointer import model_section
 from t2t_vit.training.learner import Learner
 from t2t_vit.training.train import TrainResult
 
@@ -141,15 +145,67 @@ def test_sizes_that_are_left_open_are_chosen_once_for_all(picture_folder, folder
     assert {(config.steps, config.batch_size, config.img_size) for config in trained} == {(600, 64, 64)}
 
 
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A function that writes weights of a network of two classes, and gives their path; by default it is not named."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(model, *, is_named=False, **model_args):
+        network = timm.create_model(model, num_classes=2, **model_args)
+        about = {}
+        if is_named:
+            arguments = {"num_classes": 2, **model_args}
+            data = data_config_of(network)
+            about = model_section(model, arguments, class_names=["circles", "squares"], data_config=data)
+        torch.save({**about, "state_dict": network.state_dict()}, "weights.pt")
+        return "weights.pt"
+
+    return write
+
+
 def test_weights_are_for_the_model_that_they_are_of(picture_folder, folder, trained, capsys):
     words = (str(picture_folder), "--seeds", "1", "--checkpoint", "formulas", "--output", str(folder), "--models")
-    with pytest.raises(UserError, match="--checkpoint formulas is of t2t_vit_7_local: add it to --models, or leave"):
-        compare(settings(*words, *MODELS))
+    for models in (MODELS, MODELS[:1]):
+        with pytest.raises(UserError, match="--checkpoint formulas is of t2t_vit_7_local, and compared are t2t_vit_7"):
+            compare(settings(*words, *models))
     assert trained == []
+    assert not folder.exists()
     compare(settings(*words, "resnet18,t2t_vit_7_local"))
     starts = {config.model: (config.checkpoint, config.img_size) for config in trained}
     assert starts == {"resnet18": (None, 64), "t2t_vit_7_local": ("formulas", 64)}
     assert capsys.readouterr().out.count("t2t_vit_7_local starts from formulas") == 2
+
+
+@pytest.mark.parametrize("models", [("resnet18", "t2t_vit_7"), ("t2t_vit_7", "resnet18"), ("t2t_vit_7",)])
+def test_the_size_of_weights_is_for_all_models(models, weights, picture_folder, folder, trained):
+    words = (str(picture_folder), "--seeds", "1", "--output", str(folder), "--models", *models)
+    compare(settings(*words, "--checkpoint", weights("t2t_vit_7", is_named=True, img_size=48)))
+    assert {config.img_size for config in trained} == {48}
+    assert [Path(config.checkpoint) for config in trained if config.checkpoint] == [Path("weights.pt").absolute()]
+    trained.clear()
+    file = folder / "comparison.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("checkpoint")), encoding="utf-8")
+    with pytest.raises(UserError, match=r"checkpoint was none, now .*weights\.pt"):  # as older ones, which have none
+        compare(settings(*words, "--checkpoint", "weights.pt", "--img-size", "48", "--resume"))
+    assert trained == []
+
+
+def test_weights_that_fit_several_models_are_refused(weights, picture_folder, folder, trained):
+    words = (str(picture_folder), "--seeds", "1", "--output", str(folder), "--checkpoint", weights("t2t_vit_14"))
+    with pytest.raises(UserError, match="fits t2t_vit_14 and t2t_vit_14_resnext: compare one of them at a time"):
+        compare(settings(*words, "--models", "t2t_vit_14,t2t_vit_14_resnext"))
+    compare(settings(*words, "--models", "resnet18,t2t_vit_14_resnext"))
+    assert [config.checkpoint is None for config in trained] == [True, False]
+
+
+def test_other_channels_than_those_of_the_weights_are_refused(weights, picture_folder, folder, trained):
+    words = (str(picture_folder), "--seeds", "1", "--output", str(folder), "--models", "resnet18,t2t_vit_7")
+    checkpoint = weights("t2t_vit_7", is_named=True, in_chans=1)
+    with pytest.raises(UserError, match="The weights take other channels than the other models do: give --in-chans"):
+        compare(settings(*words, "--checkpoint", checkpoint))
+    compare(settings(*words, "--checkpoint", checkpoint, "--in-chans", "1"))
+    assert {config.in_chans for config in trained} == {1}
 
 
 @pytest.mark.parametrize(

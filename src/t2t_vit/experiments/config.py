@@ -46,7 +46,7 @@ class CompareConfig(Settings):
     checkpoint: str | None = option(
         None,
         "weights that one of the models starts from, the one that they are of: a path, a URL, or formulas; the others "
-        "start from nothing",
+        "start as they do without",
         metavar="PATH",
         needs="data",
         exists=(*URLS, *SHIPPED),
@@ -129,25 +129,33 @@ def model_of_weights(config: CompareConfig) -> str | None:
     """Which of the models starts from the checkpoint; None where there is none.
 
     Raises:
-        UserError: it is of another model, or of none that is known.
+        UserError: it is of another model, of several of them, or of none that is known.
     """
     if config.checkpoint is None:
         return None
-    names = [resolve_name(name) for name in config.models]
-    if len(names) == 1:
-        return names[0]
-    from t2t_vit.models.factory import settings_of  # here, because it imports torch
+    from t2t_vit.models.checkpoint_formats import read_checkpoint  # here, because they import torch
+    from t2t_vit.models.factory import names_of
 
-    name = str(settings_of(config.checkpoint)["model"])
-    if name not in names:
-        raise UserError(f"--checkpoint {config.checkpoint} is of {name}: add it to --models, or leave the weights out.")
-    return name
+    checkpoint, names = read_checkpoint(config.checkpoint), [resolve_name(name) for name in config.models]
+    if len(names) == 1 and checkpoint.model is None:
+        return names[0]
+    fitting = names_of(checkpoint, None)
+    found = [name for name in names if name in fitting]
+    if len(found) > 1:
+        raise UserError(f"--checkpoint {config.checkpoint} fits {' and '.join(found)}: compare one of them at a time.")
+    if not found:
+        whose = " or ".join(fitting)
+        raise UserError(
+            f"--checkpoint {config.checkpoint} is of {whose}, and compared are {' and '.join(names)}: "
+            f"add {fitting[0]} to --models, or leave the weights out."
+        )
+    return found[0]
 
 
 def starts_in_words(config: CompareConfig) -> list[str]:
     """A line where a model starts from weights."""
     name = model_of_weights(config)
-    return [] if name is None else [f"{name} starts from {config.checkpoint}"]
+    return [] if name is None else [f"{name} starts from {'/'.join(Path(str(config.checkpoint)).parts[-2:])}"]
 
 
 def train_config(config: CompareConfig, *, model: str, output: Path, **of_run: Any) -> TrainConfig:

@@ -24,7 +24,7 @@ from t2t_vit.errors import UserError
 from t2t_vit.experiments.config import SETTINGS, CompareConfig, starts_in_words, train_config
 from t2t_vit.inference.predictor import Predictor
 from t2t_vit.insight.complexity import count_parameters
-from t2t_vit.models.names import resolve_name
+from t2t_vit.models.names import SHIPPED, resolve_name
 from t2t_vit.options import in_words, read_settings
 from t2t_vit.pictures.label_curves import labels_figure
 from t2t_vit.runtime.console import Display, new_table, print_table
@@ -117,7 +117,11 @@ def _settle(config: CompareConfig) -> tuple[CompareConfig, Source]:
     names = tuple(dict.fromkeys(resolve_name(name) for name in config.models))
     bases = [train_config(config, model=name, output=config.folder, resume=False) for name in names]
     base, source = bases[0], open_configured(bases[0])
-    img_size = next((base.img_size for base in bases if base.img_size), None)
+    if len({base.in_chans for base in bases}) > 1:
+        raise UserError("The weights take other channels than the other models do: give --in-chans.")
+    # Weights have a size, but for the package's own, which train takes at the size that is chosen.
+    with_size = sorted((base for base in bases if base.checkpoint not in SHIPPED), key=lambda base: not base.checkpoint)
+    img_size = config.img_size or next((base.img_size for base in with_size if base.img_size), None)
     if img_size is None:
         on_cpu = find_machine(config.device).device.type == "cpu"
         img_size = model_for(min(typical_size(source)), len(source.train), on_cpu=on_cpu)[1]
@@ -150,7 +154,7 @@ def _keep_settings(config: CompareConfig, source: Source) -> CompareConfig:
     if file.exists():
         if not config.resume:
             raise UserError(f"{folder} holds a comparison: continue it with --resume, or choose another --output.")
-        begun = read_settings(CompareConfig, file)
+        begun = {"checkpoint": None} | read_settings(CompareConfig, file)
         now = plain(asdict(config))
         changed = [
             f"{name} was {in_words(old)}, now {in_words(now[name])}"

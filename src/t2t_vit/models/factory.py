@@ -60,7 +60,7 @@ def load_model(
         UserError: the file cannot be read, or fits no known network.
     """
     checkpoint = read_checkpoint(path, use_ema)
-    name, *alike = _names_of(checkpoint, model)
+    name, *alike = names_of(checkpoint, model)
     arguments = arguments_of(checkpoint, name)
     if checkpoint.kind == OFFICIAL_CIFAR:
         tagged = f"{name}.cifar{arguments.get('num_classes')}"
@@ -95,7 +95,7 @@ def settings_of(path: str | Path, *, model: str | None = None) -> dict[str, Any]
         UserError: when the file cannot be read, or no network is known that it fits.
     """
     checkpoint = read_checkpoint(path)
-    name, *_ = _names_of(checkpoint, model)
+    name, *_ = names_of(checkpoint, model)
     arguments = arguments_of(checkpoint, name)
     in_chans, *size = (checkpoint.data_config or {}).get("input_size", (3,))
     settings: dict[str, Any] = {"model": name}
@@ -107,7 +107,7 @@ def settings_of(path: str | Path, *, model: str | None = None) -> dict[str, Any]
     return settings
 
 
-def _names_of(checkpoint: Checkpoint, model: str | None) -> list[str]:
+def names_of(checkpoint: Checkpoint, model: str | None) -> list[str]:
     """The network that a checkpoint is for: the one asked for or named in the file, else all that its tensors fit."""
     if name := model or checkpoint.model:
         return [resolve_name(name)]
