@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 
 from t2t_vit.cli import main
 from t2t_vit.errors import UserError
@@ -174,6 +175,16 @@ def test_weights_are_for_the_model_that_they_are_of(picture_folder, folder, trai
     starts = {config.model: (config.checkpoint, config.img_size) for config in trained}
     assert starts == {"resnet18": (None, 64), "t2t_vit_7_local": ("formulas", 64)}
     assert capsys.readouterr().out.count("t2t_vit_7_local starts from formulas") == 2
+
+
+def test_from_formulas_images_have_the_size_that_train_chooses(folder, trained, tmp_path):
+    for number in range(10):
+        for name in ("dark", "light"):
+            (tmp_path / "large" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (120, 100), (20 * number,) * 3).save(tmp_path / "large" / name / f"{number}.png")
+    words = (str(tmp_path / "large"), "--seeds", "1", "--models", "t2t_vit_7_local", "--device", "cpu")
+    compare(settings(*words, "--checkpoint", "formulas", "--output", str(folder)))
+    assert [config.img_size for config in trained] == [128]
 
 
 @pytest.mark.parametrize("models", [("resnet18", "t2t_vit_7"), ("t2t_vit_7", "resnet18"), ("t2t_vit_7",)])

@@ -165,19 +165,19 @@ class Checkpointer:
             UserError: last.pt cannot be read, or was written under settings that would change the result.
         """
         state = read_training_state(self.directory.last)
-        refuse_other_run(state, self.facts)
+        progress = Progress.from_plain(state["progress"])
+        held = self.machine.ask_main_process(self._held_after_training)
+        if held is not None and progress.best is not None and held.step == progress.best.step:
+            progress.best = held  # the run died before last.pt said so
+        refuse_other_run(state, self.facts, is_fitted=progress.best is not None and progress.best.refitted)
         if state["processes"] != self.machine.world_size:  # refused, a run whose GPU broke could not go on at all
             self.display.say(
                 f"warning: the run had {state['processes']} processes, and goes on with {self.machine.world_size}. It "
                 "draws the same images, but other random numbers for mixup and dropout, and rounds in another order."
             )
         self.learner.load_state(state)
-        progress = Progress.from_plain(state["progress"])
         if not self.machine.is_main_process:  # the sums in the file are those of all processes
             progress.loss_sum, progress.num_images = 0.0, 0
-        held = self.machine.ask_main_process(self._held_after_training)
-        if held is not None and progress.best is not None and held.step == progress.best.step:
-            progress.best = held  # the run died before last.pt said so
         if progress.metrics and progress.step == progress.evaluated_step:  # the run may have died before these writes
             self.machine.ask_main_process(lambda: self._file_evaluation(progress))
             self.machine.ask_main_process(lambda: self.directory.write_metrics(progress.metrics))

@@ -33,11 +33,7 @@ def refit_best(run: Run) -> None:
     safe by then: what goes wrong is told, and not raised.
     """
     best = run.progress.best
-    if not run.config.refit_head or not run.is_finished() or best is None:
-        return
-    if best.refitted:
-        if "start_share" in run.config.given and run.config.start_share != best.start_share:
-            run.display.say(f"warning: --start-share changes nothing any more: best.pt has {best}")
+    if not run.config.refit_head or not run.is_finished() or best is None or best.refitted:
         return
     model, failure = _in_all_processes(run, run.load_best)
     if model is None:

@@ -16,9 +16,11 @@ from t2t_vit.training.config import TrainConfig, run_directory
 
 HARMLESS = (
     "data_dir", "device", "output", "resume", "show", "workers", "cache", "checkpoint_every", "checkpoint_hist",
-    "log_to", "refit_head", "start_share",
+    "log_to",
 )  # fmt: skip
 """Settings that may change when a run is resumed."""
+AFTER_TRAINING = ("refit_head", "start_share")
+"""Settings that may change until the head is fitted anew."""
 INDIRECT = {
     "model": ("model",),
     "data": ("class_names", "split"),
@@ -77,17 +79,19 @@ def absolute_checkpoint(checkpoint: str | None) -> str | None:
     return str(path) if path.exists() else checkpoint
 
 
-def refuse_other_run(state: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_other_run(state: dict[str, Any], now: dict[str, Any], *, is_fitted: bool = False) -> None:
     """Raises `UserError` if a run would be resumed under conditions that change its result.
 
     Args:
         state: the run's checkpoint.
         now: the entries of a checkpoint that would be written now.
+        is_fitted: whether the head of its best weights is fitted anew already.
     """
+    harmless = HARMLESS if is_fitted else HARMLESS + AFTER_TRAINING
     then, wanted = state["config"], plain(now["config"])
     pairs = {key: (state[key], now[key]) for keys in INDIRECT.values() for key in keys}
     then = {**then, "checkpoint": absolute_checkpoint(then.get("checkpoint"))}  # older runs have what was typed
-    pairs |= {key: (then.get(key), wanted[key]) for key in wanted if key not in HARMLESS and key not in INDIRECT}
+    pairs |= {key: (then.get(key), wanted[key]) for key in wanted if key not in harmless and key not in INDIRECT}
     changed = [_difference(key, old, new) for key, (old, new) in pairs.items() if old != new]
     if not changed:
         return
