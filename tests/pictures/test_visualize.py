@@ -209,7 +209,7 @@ def test_methods_that_a_network_has_not_are_told(images, tmp_path, capsys):
 def test_no_network_and_no_weights_are_told(images, tmp_path, capsys, monkeypatch):
     assert visualize(images / "a.png") == 2
     assert "Missing --checkpoint PATH or --model NAME: the networks to look into." in capsys.readouterr().err
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries five times
     assert visualize(images / "a.png", "--model", "resnet18", "--output", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert re.match(r"t2t-vit: error: resnet18 could not be made: .*--no-pretrained for random weights\.\n", error)
