@@ -73,7 +73,10 @@ TURNS = {
     "top": (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSPOSE),
     "bottom": (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90),
 }
-"""How a photograph is turned so that a half of it is the left one, and how its crops are turned back."""
+"""How a photograph is turned so that a half of it is the left one, and how its crops are turned back.
+
+Where it is turned on its side, a crop's scale is a part of its width, so that crops of wide photographs are larger.
+"""
 
 Labelled = Iterable[tuple[str, Image.Image]]
 """Images, each behind the name of its class."""

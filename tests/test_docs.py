@@ -230,8 +230,10 @@ def test_the_tutorial_runs_and_its_network_learns(tmp_path, monkeypatch):
 @pytest.mark.timeout(600)
 def test_the_tutorial_of_seeing_makes_the_pictures_that_it_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    briefly = SEEING.read_text().replace("--epochs 12", "--epochs 1")  # the sizes of pictures are the same
-    names = run_python(briefly, SEEING.name, together=True)
+    text = SEEING.read_text()
+    assert "--epochs 12" in text
+    # fewer, as the sizes of the pictures are the same
+    names = run_python(text.replace("--epochs 12", "--epochs 1"), SEEING.name, together=True)
     assert names["maps"]["blocks.6.attn"].shape == (1, 4, 2, 1 + 64 * 64)
     shown = {
         "flower": "01-flower.png-t2t_vit_7_64px-overview.png",

@@ -33,15 +33,19 @@ def test_each_photograph_tunes_or_reports(sets):
     assert sorted(sets.TUNING_PHOTOGRAPHS + sets.REPORTING_PHOTOGRAPHS) == sorted(known)
 
 
-@pytest.mark.parametrize(("half", "place"), [("left", 0), ("right", 1), ("top", 0), ("bottom", 1)])
-def test_one_half_of_a_photograph_trains_and_the_other_reports(sets, tmp_path, monkeypatch, half, place):
+@pytest.mark.parametrize(
+    ("half", "channel", "middle", "is_first"),
+    [("left", 0, 120, True), ("right", 0, 120, False), ("top", 1, 100, True), ("bottom", 1, 100, False)],
+)
+def test_one_half_of_a_photograph_trains_and_the_other_reports(
+    sets, tmp_path, monkeypatch, half, channel, middle, is_first
+):
     """Pixels say where they are: red from left to right, green from top to bottom."""
     across, down = np.meshgrid(np.arange(240, dtype=np.uint8), np.arange(200, dtype=np.uint8))
     picture = Image.fromarray(np.stack([across, down, np.zeros_like(across)], axis=2))
     monkeypatch.setattr(sets.photographs, "photographs", lambda: {"picture": picture})
     sets.write_crops(tmp_path, ["picture"], half=half)
-    channel, middle = (0, 120) if half in ("left", "right") else (1, 100)
-    for part, in_second_half in (("train", place == 1), ("val", place == 0)):
+    for part, in_second_half in (("train", not is_first), ("val", is_first)):
         for file in (tmp_path / part / "picture").iterdir():
             pixels = np.asarray(Image.open(file)).astype(int)
             assert (pixels[:, 0, 0] < pixels[:, -1, 0]).all()  # not mirrored, and upright
